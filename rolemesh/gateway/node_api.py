@@ -1,0 +1,124 @@
+"""What nodes call: register, heartbeat, removal. Source and advertised address are checked here."""
+
+import asyncio
+import ipaddress
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from aiohttp import web
+
+from rolemesh import jsonread
+from rolemesh.address import UpstreamAddress
+from rolemesh.config.settings import GatewaySettings
+from rolemesh.errors import BadRequest, NotAllowed, UnknownPath
+from rolemesh.gateway.access import GatewayAccess
+from rolemesh.gateway.registry import Registry, UnknownNode
+from rolemesh.names import NodeId
+from rolemesh.relay.application import peer_of
+from rolemesh.relay.replies import Reply, json_reply
+from rolemesh.runtime.listeners import is_loopback
+from rolemesh.runtime.log import fields
+from rolemesh.wire import NodeReport
+
+logger = logging.getLogger(__name__)
+
+BEATS_PER_STALE = 4
+"""How many heartbeats a node is asked for within stale_after_s: one lost is no alarm."""
+
+
+class NodeApi:
+    """Handlers for /v1/nodes."""
+
+    def __init__(
+        self, *, access: GatewayAccess, registry: Registry, settings: GatewaySettings
+    ) -> None:
+        self._access = access
+        self._registry = registry
+        self.settings = settings
+
+    async def post_register(self, request: web.Request) -> Reply:
+        """Take a full report of a node; idempotent."""
+        peer = peer_of(request)
+        self._access.nodes.identify(peer, request.headers.get)
+        tree = await _body(request)
+        try:
+            report = NodeReport.from_json(tree)
+            address = UpstreamAddress.parse_url(report.base_url)
+        except jsonread.JsonError as err:
+            raise BadRequest(str(err)) from err
+        except ValueError as err:
+            msg = f"base_url: {err}"
+            raise BadRequest(msg, param="base_url") from err
+        address = await self._checked(address, peer)
+        known = self._registry.nodes.get(report.node_id)
+        self._registry.register(report, address)
+        if known is None or known.report.boot_id != report.boot_id:
+            logger.info(
+                "node registered",
+                extra=fields(node=report.node_id, base_url=report.base_url, peer=peer),
+            )
+        return json_reply(
+            {
+                "status": "registered",
+                "node_id": report.node_id,
+                "heartbeat_interval_s": self._registry.stale_after_s / BEATS_PER_STALE,
+            }
+        )
+
+    async def post_heartbeat(self, request: web.Request) -> Reply:
+        """Take a heartbeat; 404 asks the node to register first."""
+        self._access.nodes.identify(peer_of(request), request.headers.get)
+        node_id = NodeId(request.match_info["node_id"])
+        try:
+            self._registry.heartbeat(node_id, await _body(request))
+        except UnknownNode as err:
+            msg = f"{node_id} is not registered here in its present life; register first"
+            raise UnknownPath(msg) from err
+        except jsonread.JsonError as err:
+            raise BadRequest(str(err)) from err
+        return json_reply({"status": "ok"})
+
+    async def delete_node(self, request: web.Request) -> Reply:
+        """Forget a node."""
+        self._access.nodes.identify(peer_of(request), request.headers.get)
+        node_id = NodeId(request.match_info["node_id"])
+        if not self._registry.remove(node_id):
+            msg = f"{node_id} is not registered here"
+            raise UnknownPath(msg)
+        logger.info("node removed", extra=fields(node=node_id))
+        return json_reply({"status": "removed"})
+
+    async def _checked(self, address: UpstreamAddress, peer: str) -> UpstreamAddress:
+        """Return the advertised address with its name resolved once; raises NotAllowed."""
+        host = await _resolve(address)
+        if is_loopback(host) and not is_loopback(peer):
+            msg = (
+                f"base_url names the loopback address {host}, but the request came from {peer}; "
+                f"the node must advertise an address this gateway can reach (advertise_url)"
+            )
+            raise NotAllowed(msg)
+        allowed = self.settings.network.allow_nodes
+        if allowed is not None and not any(ipaddress.ip_address(host) in net for net in allowed):
+            msg = f"base_url names {host}, which is outside network.allow_nodes"
+            raise NotAllowed(msg)
+        return replace(address, host=host)
+
+
+async def _resolve(address: UpstreamAddress) -> str:
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(address.host, address.port)
+    except (OSError, UnicodeError) as err:
+        msg = f"base_url: the name {address.host} cannot be resolved here"
+        raise BadRequest(msg, param="base_url") from err
+    return str(found[0][4][0])
+
+
+async def _body(request: web.Request) -> Mapping[str, Any]:
+    try:
+        return jsonread.as_object(json.loads(await request.read()))
+    except (ValueError, RecursionError) as err:
+        msg = f"the request body is not a JSON object: {err}"
+        raise BadRequest(msg) from err

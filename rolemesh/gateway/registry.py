@@ -1,0 +1,178 @@
+"""What the nodes said last: the single writer of everything the gateway knows about nodes.
+
+A node is out of routing when it is late (`stale_after_s` without a word), restored from the state
+file and not heard or probed since, or lost (a request failed and a probe confirmed it). Every
+change marks the routing table for rebuilding through `on_change`.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any
+
+from rolemesh import jsonread
+from rolemesh.address import UpstreamAddress
+from rolemesh.gateway.routing_table import NodeView
+from rolemesh.names import NodeId
+from rolemesh.wire import NodeReport, models_from_json
+
+SAVED_VERSION = 1
+
+
+class NodeState(Enum):
+    """Whether a node is heard of."""
+
+    LIVE = "live"
+    RESTORED = "restored"
+    LATE = "late"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One registered node; `heard_at` is monotonic."""
+
+    report: NodeReport
+    address: UpstreamAddress
+    state: NodeState
+    heard_at: float
+
+    def view(self, now: float) -> NodeView:
+        """Return what the routing table sees of it."""
+        return NodeView(
+            node_id=self.report.node_id,
+            address=self.address,
+            api_key=self.report.api_key,
+            models=self.report.models,
+            unusable=self.unusable(now),
+        )
+
+    def unusable(self, now: float) -> str:
+        """Return why the node is out of routing, "" when it is in."""
+        silent = f"{now - self.heard_at:.0f} s"
+        return {
+            NodeState.LIVE: "",
+            NodeState.RESTORED: "known from before this gateway started, not heard since",
+            NodeState.LATE: f"stale: not heard for {silent}",
+            NodeState.LOST: "did not answer",
+        }[self.state]
+
+
+class UnknownNode(LookupError):
+    """The node has to register first."""
+
+
+class Registry:
+    """All nodes."""
+
+    def __init__(
+        self,
+        *,
+        stale_after_s: float,
+        on_change: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.stale_after_s = stale_after_s
+        self._on_change = on_change
+        self._clock = clock
+        self._nodes: dict[NodeId, Node] = {}
+
+    @property
+    def nodes(self) -> Mapping[NodeId, Node]:
+        """Return every node by its id."""
+        return self._nodes
+
+    def views(self) -> tuple[NodeView, ...]:
+        """Return the nodes for the routing table, in a stable order."""
+        now = self._clock()
+        return tuple(self._nodes[node_id].view(now) for node_id in sorted(self._nodes))
+
+    def register(self, report: NodeReport, address: UpstreamAddress) -> None:
+        """Take a full report; `address` is its base_url, checked and resolved."""
+        self._put(
+            Node(report=report, address=address, state=NodeState.LIVE, heard_at=self._clock())
+        )
+
+    def heartbeat(self, node_id: NodeId, tree: Mapping[str, Any]) -> None:
+        """Take a heartbeat; raises UnknownNode when the node must register first.
+
+        That is so for a node never seen, for one with another boot_id, and for one restored from
+        the state file, whose registration may be out of date.
+        """
+        node = self._nodes.get(node_id)
+        boot_id = jsonread.get_str(tree, "boot_id", "")
+        if node is None or node.state is NodeState.RESTORED or node.report.boot_id != boot_id:
+            raise UnknownNode(node_id)
+        models = models_from_json(tree) if "models" in tree else node.report.models
+        inventory = {key: tree[key] for key in ("instances", "gpus", "host") if key in tree}
+        report = replace(
+            node.report, models=models, inventory={**node.report.inventory, **inventory}
+        )
+        self._put(replace(node, report=report, state=NodeState.LIVE, heard_at=self._clock()))
+
+    def remove(self, node_id: NodeId) -> bool:
+        """Forget a node; tells whether it was known."""
+        known = self._nodes.pop(node_id, None) is not None
+        if known:
+            self._on_change()
+        return known
+
+    def answered(self, node_id: NodeId) -> None:
+        """Note that a node answered a probe or a request."""
+        node = self._nodes.get(node_id)
+        if node is not None and node.state is not NodeState.LIVE:
+            self._put(replace(node, state=NodeState.LIVE, heard_at=self._clock()))
+
+    def did_not_answer(self, node_id: NodeId) -> None:
+        """Note that a node did not answer a probe."""
+        node = self._nodes.get(node_id)
+        if node is not None and node.state is NodeState.LIVE:
+            self._put(replace(node, state=NodeState.LOST))
+
+    def expire(self) -> float:
+        """Take stale nodes out of routing; returns the seconds until the next one may be."""
+        now = self._clock()
+        due = [self.stale_after_s]
+        for node in tuple(self._nodes.values()):
+            left = node.heard_at + self.stale_after_s - now
+            if node.state is NodeState.LIVE and left <= 0:
+                self._put(replace(node, state=NodeState.LATE))
+            elif node.state is NodeState.LIVE:
+                due.append(left)
+        return min(due)
+
+    def _put(self, node: Node) -> None:
+        before = self._nodes.get(node.report.node_id)
+        self._nodes[node.report.node_id] = node
+        if before is None or _routed_on(before) != _routed_on(node):
+            self._on_change()
+
+    # -- the state file --------------------------------------------------------------------
+
+    def saved(self) -> dict[str, Any]:
+        """Return what is kept over a restart."""
+        reports = [node.report.to_json() for node in self._nodes.values()]
+        return {"version": SAVED_VERSION, "nodes": reports}
+
+    def restore(self, tree: Any) -> None:
+        """Take back what `saved` returned; raises ValueError when it is something else.
+
+        Restored nodes are out of routing until they are heard of.
+        """
+        saved = jsonread.as_object(tree)
+        for element in jsonread.get_objects(saved, "nodes"):
+            report = NodeReport.from_json(element)
+            self._nodes[report.node_id] = Node(
+                report=report,
+                address=UpstreamAddress.parse_url(report.base_url),
+                state=NodeState.RESTORED,
+                heard_at=self._clock(),
+            )
+        self._on_change()
+
+
+def _routed_on(node: Node) -> tuple[Any, ...]:
+    """Return what of a node the routing table depends on: free slots come and go without it."""
+    models = tuple(replace(model, slots_free=None) for model in node.report.models)
+    return (node.state, node.address, node.report.api_key, models)

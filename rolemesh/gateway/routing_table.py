@@ -1,0 +1,200 @@
+"""Settings + nodes + health -> the immutable table of what answers each alias; pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from types import MappingProxyType
+from typing import Any
+
+from rolemesh.address import UpstreamAddress
+from rolemesh.config.settings import DiscoveredAlias, GatewaySettings, ProxyAlias, Timeouts
+from rolemesh.names import Alias, ModelId, NodeId, Role
+from rolemesh.wire import ModelReport, ModelState
+
+
+class Warmth(IntEnum):
+    """How far a candidate is from its first token; lower is better."""
+
+    READY = 0
+    LOADING = 1
+    COLD = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upstream:
+    """Where requests can be sent: a node, or a static upstream (`node_id` is None then)."""
+
+    name: str
+    address: UpstreamAddress
+    node_id: NodeId | None = None
+    api_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One upstream and the model it would serve.
+
+    `model` is sent upstream, None leaves the client's word. `slots` bounds how much is sent there
+    at once, None does not. `unusable` says why it cannot answer now, "" when it can. `preference`
+    is its place in its node's own order.
+    """
+
+    upstream: Upstream
+    model: str | None
+    warmth: Warmth = Warmth.READY
+    slots: int | None = None
+    unusable: str = ""
+    preference: int = 0
+
+    @property
+    def key(self) -> tuple[str, str | None]:
+        """Return what in-flight requests are counted by."""
+        return (self.upstream.name, self.model)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What answers an alias; `absent` says why there is no candidate at all."""
+
+    alias: Alias
+    role: Role | None
+    candidates: tuple[Candidate, ...]
+    defaults: Mapping[str, Any]
+    timeouts: Timeouts
+    absent: str = ""
+
+    @property
+    def usable(self) -> bool:
+        """Tell whether some candidate can answer, if need be after a load."""
+        return any(not candidate.unusable for candidate in self.candidates)
+
+    @property
+    def reason(self) -> str:
+        """Return why the target is not usable, one reason per candidate; "" when it is."""
+        if self.usable:
+            return ""
+        if not self.candidates:
+            return self.absent
+        return "; ".join(map(_why_unusable, self.candidates))
+
+
+def _why_unusable(candidate: Candidate) -> str:
+    if candidate.upstream.node_id is None:
+        return candidate.unusable  # it names the address itself
+    return f"{candidate.upstream.name}: {candidate.unusable}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeView:
+    """A node as the table sees it; `unusable` says why it is out of routing, "" when it is in."""
+
+    node_id: NodeId
+    address: UpstreamAddress
+    api_key: str | None
+    models: tuple[ModelReport, ...]
+    unusable: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """What is known of a static upstream; `down` says why it cannot be used, "" when it can."""
+
+    down: str = ""
+    loading: bool = False
+
+
+UNPROBED = Health(down="its upstream was not looked at yet")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingTable:
+    """Every alias there is, and what answers it."""
+
+    targets: Mapping[Alias, Target]
+    default_model: Alias | None
+
+
+def build_routing_table(
+    settings: GatewaySettings,
+    nodes: tuple[NodeView, ...],
+    health: Mapping[str, Health],
+) -> RoutingTable:
+    """Return the table; `health` is by proxy_url."""
+    aliases: dict[Alias, ProxyAlias | DiscoveredAlias] = dict(settings.models)
+    if settings.aliases_from_roles:
+        for role in _announced_roles(nodes):
+            alias = Alias(role)
+            aliases.setdefault(
+                alias, DiscoveredAlias(alias=alias, role=role, timeouts=settings.timeouts)
+            )
+    targets = {
+        alias: _proxy_target(entry, health)
+        if isinstance(entry, ProxyAlias)
+        else _discovered_target(entry, nodes)
+        for alias, entry in aliases.items()
+    }
+    return RoutingTable(targets=MappingProxyType(targets), default_model=settings.default_model)
+
+
+def _announced_roles(nodes: tuple[NodeView, ...]) -> list[Role]:
+    return sorted({role for node in nodes for model in node.models for role in model.roles})
+
+
+def _proxy_target(entry: ProxyAlias, health: Mapping[str, Health]) -> Target:
+    known = health.get(entry.proxy_url, UNPROBED)
+    candidate = Candidate(
+        upstream=Upstream(name=entry.proxy_url, address=UpstreamAddress.parse_url(entry.proxy_url)),
+        model=entry.model,
+        warmth=Warmth.LOADING if known.loading else Warmth.READY,
+        slots=entry.max_in_flight,
+        unusable=known.down,
+    )
+    return Target(
+        alias=entry.alias,
+        role=None,
+        candidates=(candidate,),
+        defaults=entry.defaults,
+        timeouts=entry.timeouts,
+    )
+
+
+def _discovered_target(entry: DiscoveredAlias, nodes: tuple[NodeView, ...]) -> Target:
+    candidates = tuple(
+        _node_candidate(node, model, preference)
+        for node in nodes
+        for preference, model in enumerate(node.models)
+        if entry.role in model.roles
+    )
+    return Target(
+        alias=entry.alias,
+        role=entry.role,
+        candidates=candidates,
+        defaults=entry.defaults,
+        timeouts=entry.timeouts,
+        absent=f"no node announces the role {entry.role}",
+    )
+
+
+_WARMTH = {
+    ModelState.READY: Warmth.READY,
+    ModelState.UNKNOWN: Warmth.READY,
+    ModelState.LOADING: Warmth.LOADING,
+    ModelState.COLD: Warmth.COLD,
+    ModelState.FAILED: Warmth.COLD,
+}
+
+
+def _node_candidate(node: NodeView, model: ModelReport, preference: int) -> Candidate:
+    unusable = node.unusable
+    if not unusable and not model.usable:
+        unusable = model.reason or model.state.value
+    return Candidate(
+        upstream=Upstream(
+            name=node.node_id, address=node.address, node_id=node.node_id, api_key=node.api_key
+        ),
+        model=ModelId(model.model_id),
+        warmth=_WARMTH[model.state],
+        slots=model.slots,
+        unusable=unusable,
+        preference=preference,
+    )

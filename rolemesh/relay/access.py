@@ -1,0 +1,73 @@
+"""Who may call: keys, source addresses, and the rule for a daemon that asks for no key.
+
+A daemon on a loopback address may go without keys. Then a web page in a browser on the same
+machine could call it too (by its own origin, or by a name rebound to 127.0.0.1), so foreign Origin
+and Host headers are refused.
+"""
+
+import ipaddress
+import socket
+from collections.abc import Callable
+from functools import lru_cache
+from urllib.parse import urlsplit
+
+from rolemesh.config.settings import Network
+from rolemesh.errors import NotAllowed
+from rolemesh.runtime.keys import KeyRing, Principal
+
+Field = Callable[[str], str | None]
+"""Gives a request header by its lower-case name."""
+
+
+class Access:
+    """The admission rule of one group of paths.
+
+    `networks` are the source networks allowed (None: any). `local_only` refuses whoever does not
+    address this machine by a local name.
+    """
+
+    def __init__(
+        self, keys: KeyRing, networks: tuple[Network, ...] | None, *, local_only: bool
+    ) -> None:
+        self._keys = keys
+        self._networks = networks
+        self._local_only = local_only
+
+    def identify(self, peer: str, field: Field) -> Principal:
+        """Return who calls; raises NotAuthenticated or NotAllowed."""
+        if self._networks is not None and not _within(peer, self._networks):
+            msg = f"{peer} is outside the networks allowed here"
+            raise NotAllowed(msg)
+        if self._local_only:
+            _require_local(field("host"), field("origin"))
+        return self._keys.identify(field("authorization"), field("x-api-key"))
+
+
+@lru_cache(maxsize=4096)
+def _within(peer: str, networks: tuple[Network, ...]) -> bool:
+    try:
+        address = ipaddress.ip_address(peer.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return any((mapped or address) in network for network in networks)
+
+
+def _require_local(host: str | None, origin: str | None) -> None:
+    for name, value in (("Host", host and f"//{host}"), ("Origin", origin)):
+        if value and not _is_local(urlsplit(value).hostname):
+            msg = (
+                f"the {name} header names another machine ({value.removeprefix('//')}); without "
+                "keys only local callers are served"
+            )
+            raise NotAllowed(msg)
+
+
+@lru_cache(maxsize=1024)
+def _is_local(hostname: str | None) -> bool:
+    if hostname in ("localhost", socket.gethostname().lower()):
+        return True
+    try:
+        return hostname is not None and ipaddress.ip_address(hostname).is_loopback
+    except ValueError:
+        return False

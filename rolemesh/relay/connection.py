@@ -1,0 +1,278 @@
+"""One client connection: reads requests off it one after another, and writes their replies.
+
+A POST to an inference path is read whole (bounded); any other request is handed, connection and
+all, to aiohttp, which closes it after its reply.
+"""
+
+import asyncio
+import logging
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from rolemesh import errors
+from rolemesh.names import RequestId, new_request_id
+from rolemesh.relay.client import ClientStream, InboundRequest
+from rolemesh.relay.headers import encode_fields, status_line
+from rolemesh.relay.replies import Fields, Reply, error_reply
+from rolemesh.relay.request import RequestReader, read_head
+
+if TYPE_CHECKING:
+    from rolemesh.relay.inbound import InboundServer
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE_S: Final = 75.0
+"""How long an idle client connection is kept."""
+
+BODY_STALL_S: Final = 60.0
+"""How long a client may pause while it sends a body."""
+
+_PIPELINE_BYTES: Final = 65536
+
+
+class _State(Enum):
+    HEAD = "head"
+    BODY = "body"
+    REPLY = "reply"
+    CLOSED = "closed"
+
+
+class ClientConnection(asyncio.Protocol):
+    """One client connection, until it closes or is handed to aiohttp."""
+
+    __slots__ = (
+        "_buffer",
+        "_paused",
+        "_reader",
+        "_server",
+        "_since",
+        "_source",
+        "_state",
+        "_task",
+        "_timer",
+        "_transport",
+        "gone",
+        "peer",
+    )
+
+    def __init__(self, server: "InboundServer") -> None:
+        self._server = server
+        self._state = _State.HEAD
+        self._buffer = b""
+        self._reader: RequestReader | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._source: asyncio.Transport | None = None
+        self._paused = False
+        self.gone = False
+
+    # -- asyncio.Protocol ------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        peer = transport.get_extra_info("peername")
+        self.peer: str = peer[0] if isinstance(peer, tuple) else "unix"
+        self._since = self._server.clock()
+        self._server.connections.add(self)
+        self._arm_timer(self._server.limits.header_timeout_s)
+
+    def data_received(self, data: bytes) -> None:
+        if self._state is _State.REPLY:
+            self._buffer_pipelined(data)
+        elif self._state is _State.BODY:
+            self._since = self._server.clock()
+            assert self._reader is not None
+            self._read_body(self._reader, data)
+        elif self._state is _State.HEAD:
+            if not self._buffer:
+                self._since = self._server.clock()
+            self._buffer += data
+            self._read_head()
+
+    def eof_received(self) -> bool:
+        self._leave()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._leave()
+
+    def pause_writing(self) -> None:
+        self._paused = True
+        if self._source is not None:
+            self._source.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        if self._source is not None and not self._source.is_closing():
+            self._source.resume_reading()
+
+    # -- reading a request -----------------------------------------------------------------
+
+    def _read_head(self) -> None:
+        self._buffer = self._buffer.lstrip(b"\r\n")
+        if not self._buffer:
+            return
+        limits = self._server.limits
+        try:
+            head = read_head(self._buffer, limits.max_header_bytes)
+            if head is None:
+                return
+            if head.method != "POST" or head.path not in self._server.paths:
+                self._hand_on(self._buffer)
+                return
+            self._reader = reader = RequestReader(head, limits.max_body_bytes)
+        except errors.RequestError as err:
+            self._refuse(err)
+            return
+        rest = self._buffer[len(head.raw) :]
+        if reader.expects_continue and not rest:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._state = _State.BODY
+        self._read_body(reader, rest)
+
+    def _read_body(self, reader: RequestReader, data: bytes) -> None:
+        try:
+            self._buffer = reader.feed(data)
+        except errors.RequestError as err:
+            self._refuse(err)
+            return
+        if reader.complete:
+            self._start_request(reader)
+
+    def _start_request(self, reader: RequestReader) -> None:
+        self._state = _State.REPLY
+        server = self._server
+        request = InboundRequest(
+            path=reader.head.path,
+            fields=reader.fields,
+            body=reader.body,
+            peer=self.peer,
+            request_id=server.claim_request_id(reader.fields.get(b"x-request-id")),
+            received_at=server.clock(),
+        )
+        stream = ClientStream(self, request.request_id, reader.head.minor)
+        self._task = server.start(request, stream)
+
+    def _buffer_pipelined(self, data: bytes) -> None:
+        self._buffer += data
+        if len(self._buffer) > _PIPELINE_BYTES:
+            self._transport.pause_reading()
+
+    # -- writing a reply -------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """Write raw bytes to the client."""
+        self._transport.write(data)
+
+    def write_reply(self, reply: Reply, request_id: RequestId) -> None:
+        """Write a whole reply and go on to the next request."""
+        keep = self.wants_keep_alive()
+        fields: Fields = (
+            *reply.fields,
+            ("Content-Length", str(len(reply.body))),
+            ("X-Request-Id", request_id),
+            ("Connection", "keep-alive" if keep else "close"),
+        )
+        self.write(status_line(reply.status) + encode_fields(fields) + b"\r\n" + reply.body)
+        self.reply_done(keep_alive=keep)
+
+    def reply_done(self, *, keep_alive: bool) -> None:
+        """Go on to the next request, or close."""
+        self._task = None
+        self.set_source(None)
+        if not (keep_alive and self.wants_keep_alive()) or self.gone:
+            self.close()
+            return
+        self._reader = None
+        self._state = _State.HEAD
+        self._since = self._server.clock()
+        if self._buffer:
+            self._transport.resume_reading()
+            self._server.loop.call_soon(self._next_request)
+
+    def _next_request(self) -> None:
+        if self._state is _State.HEAD and self._buffer:
+            self._read_head()
+
+    def set_source(self, source: asyncio.Transport | None) -> None:
+        """Name the transport that pauses while this client cannot take more."""
+        self._source = source
+        if source is not None and self._paused:
+            source.pause_reading()
+
+    def wants_keep_alive(self) -> bool:
+        """Tell whether the client keeps the connection, which the reply's head has to say."""
+        reader = self._reader
+        return reader is not None and reader.keep_alive and not self._server.draining
+
+    # -- ends ------------------------------------------------------------------------------
+
+    def _refuse(self, error: errors.RequestError) -> None:
+        """Answer what never became a request, and close: what follows cannot be trusted."""
+        self._reader = None
+        logger.info("refused a request from %s: %s", self.peer, error)
+        request_id = new_request_id()
+        self.write_reply(error_reply(error, request_id), request_id)
+
+    def _hand_on(self, data: bytes) -> None:
+        """Give this connection to aiohttp, which closes it after its reply."""
+        self._forget()
+        other = self._server.other()
+        self._transport.set_protocol(other)
+        other.connection_made(self._transport)
+        other.data_received(data)
+
+    def close(self) -> None:
+        """Close once all that was written is sent; a client that takes nothing is cut off."""
+        self._state = _State.CLOSED
+        self._since = self._server.clock()
+        self._transport.close()
+
+    def close_if_idle(self) -> None:
+        """Close unless a request is under way."""
+        if self._state is _State.HEAD and not self._buffer:
+            self.close()
+
+    def abort(self) -> None:
+        """Close now."""
+        self._transport.abort()
+
+    def _leave(self) -> None:
+        """The client is gone: its request ends here."""
+        self._forget()
+        self.gone = True
+        self._state = _State.CLOSED
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    def _forget(self) -> None:
+        self._timer.cancel()
+        self._server.connections.discard(self)
+
+    # -- patience --------------------------------------------------------------------------
+
+    def _arm_timer(self, delay_s: float) -> None:
+        self._timer = self._server.loop.call_later(delay_s, self._check_patience)
+
+    def _check_patience(self) -> None:
+        """Bound how long a client may be slow; one timer a connection, re-armed when it fires."""
+        waited = self._server.clock() - self._since
+        allowed = self._patience_s()
+        if waited < allowed:
+            self._arm_timer(allowed - waited)
+        elif self._state is _State.HEAD and not self._buffer:
+            self.close()
+            self._arm_timer(BODY_STALL_S)
+        elif self._state is _State.CLOSED:
+            self.abort()
+        else:
+            self._refuse(errors.RequestTooSlow("the request did not arrive in time"))
+            self._arm_timer(BODY_STALL_S)
+
+    def _patience_s(self) -> float:
+        if self._state is _State.HEAD:
+            return self._server.limits.header_timeout_s if self._buffer else KEEP_ALIVE_S
+        if self._state is _State.REPLY:
+            self._since = self._server.clock()  # the reply has timeouts of its own
+        return BODY_STALL_S

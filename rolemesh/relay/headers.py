@@ -1,0 +1,70 @@
+"""Syntax of HTTP/1 heads (RFC 9112), checked here because httptools 0.1.1 is lenient.
+
+Old http-parser accepts bare LF, obsolete line folding and space before the colon, each of which
+another hop may read differently (request smuggling). A head that does not match exactly is
+refused.
+"""
+
+import re
+from http import HTTPStatus
+from typing import Final
+
+_TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
+_FIELD: Final = _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*+\r\n"
+
+REQUEST_HEAD: Final = re.compile(
+    rb"(" + _TOKEN + rb") ([\x21-\x7e]++) HTTP/1\.([01])\r\n(?:" + _FIELD + rb")*+\r\n"
+)
+"""A whole request head; groups: method, target, minor version."""
+
+RESPONSE_HEAD: Final = re.compile(
+    rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*+)?\r\n(?:" + _FIELD + rb")*+\r\n"
+)
+"""A whole response head; groups: minor version, status."""
+
+UPGRADE_FIELD: Final = re.compile(rb"\r\nupgrade:[^\r]*+(?=\r\n)", re.IGNORECASE)
+
+DROPPED_FROM_REPLY: Final = frozenset(
+    {
+        # hop-by-hop (RFC 9110 section 7.6.1), and framing, which is ours to write
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"content-length",
+        # what an upstream says about itself and who may call it does not hold for us
+        b"server",
+        b"date",
+        b"x-request-id",
+        b"access-control-allow-origin",
+        b"access-control-allow-credentials",
+        b"access-control-allow-methods",
+        b"access-control-allow-headers",
+        b"access-control-expose-headers",
+        b"access-control-max-age",
+        b"set-cookie",
+    }
+)
+"""Response headers of an upstream that are not passed on (lower case)."""
+
+
+def status_line(status: int) -> bytes:
+    """Return the first line of a response; an unknown status gets an empty reason phrase."""
+    try:
+        phrase = HTTPStatus(status).phrase
+    except ValueError:
+        phrase = ""
+    return b"HTTP/1.1 %d %b\r\n" % (status, phrase.encode())
+
+
+def encode_fields(fields: tuple[tuple[str, str], ...]) -> bytes:
+    """Return header lines; raises ValueError on a name or value that could inject another line."""
+    lines = "".join(f"{name}: {value}\r\n" for name, value in fields).encode("latin-1", "replace")
+    if lines.count(b"\n") != len(fields) or lines.count(b"\r") != len(fields):
+        msg = "a header value contains a line break"
+        raise ValueError(msg)
+    return lines

@@ -1,0 +1,105 @@
+"""Errors as HTTP replies in OpenAI's shape: the only map from the error tree to HTTP."""
+
+import json
+import math
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from rolemesh import errors
+from rolemesh.names import RequestId
+
+Fields = tuple[tuple[str, str], ...]
+
+JSON_TYPE = ("Content-Type", "application/json; charset=utf-8")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """A whole HTTP reply; Content-Length, Connection and X-Request-Id are added on sending."""
+
+    status: int
+    body: bytes
+    fields: Fields = (JSON_TYPE,)
+
+
+def json_reply(tree: Any, status: int = HTTPStatus.OK) -> Reply:
+    """Return a reply with a JSON body."""
+    return Reply(status=status, body=json.dumps(tree, ensure_ascii=False).encode())
+
+
+def status_of(error: errors.RoleMeshError) -> int:
+    """Return the HTTP status of an error."""
+    return _shape(error)[0]
+
+
+def error_object(error: errors.RoleMeshError, request_id: RequestId) -> dict[str, Any]:
+    """Return `{"error": {...}}` as OpenAI's clients read it.
+
+    Besides OpenAI's message, type, param and code it has `status`, `request_id` and, where there
+    is one, `reason`, machine-readable.
+    """
+    status, kind, code = _shape(error)
+    tree: dict[str, Any] = {
+        "message": str(error),
+        "type": kind,
+        "param": error.param if isinstance(error, errors.BadRequest) else None,
+        "code": code,
+        "status": status,
+        "request_id": request_id,
+    }
+    if isinstance(error, errors.Unavailable):
+        tree["reason"] = error.reason
+    if isinstance(error, errors.UnknownAlias):
+        tree["param"] = "model"
+    if isinstance(error, errors.UpstreamTimeout):
+        tree["timeout"] = error.limit
+    return {"error": tree}
+
+
+def error_reply(error: errors.RoleMeshError, request_id: RequestId) -> Reply:
+    """Return the whole reply for an error."""
+    fields: Fields = (JSON_TYPE,)
+    if isinstance(error, errors.CapacityError):
+        fields += (("Retry-After", str(max(1, math.ceil(error.retry_after_s)))),)
+    if isinstance(error, errors.MethodNotAllowed):
+        fields += (("Allow", ", ".join(error.allowed)),)
+    if isinstance(error, errors.NotAuthenticated):
+        fields += (("WWW-Authenticate", 'Bearer realm="rolemesh"'),)
+    body = json.dumps(error_object(error, request_id), ensure_ascii=False).encode()
+    return Reply(status=status_of(error), body=body, fields=fields)
+
+
+def error_event(error: errors.RoleMeshError, request_id: RequestId) -> bytes:
+    """Return the error as an SSE event, for a stream whose head has already been sent.
+
+    The leading blank line ends an event that broke off in the middle.
+    """
+    return b"\n\ndata: %b\n\n" % json.dumps(error_object(error, request_id)).encode()
+
+
+_SHAPES: tuple[tuple[type[errors.RoleMeshError], int, str, str], ...] = (
+    (errors.NotAuthenticated, 401, "authentication_error", "invalid_api_key"),
+    (errors.NotAllowed, 403, "permission_error", "not_allowed"),
+    (errors.UnknownAlias, 404, "invalid_request_error", "model_not_found"),
+    (errors.UnknownPath, 404, "invalid_request_error", "unknown_path"),
+    (errors.MethodNotAllowed, 405, "invalid_request_error", "method_not_allowed"),
+    (errors.BodyTooLarge, 413, "invalid_request_error", "body_too_large"),
+    (errors.HeadTooLarge, 431, "invalid_request_error", "head_too_large"),
+    (errors.RequestTooSlow, 408, "invalid_request_error", "request_too_slow"),
+    (errors.RequestError, 400, "invalid_request_error", "bad_request"),
+    (errors.QueueFull, 429, "rate_limit_error", "queue_full"),
+    (errors.QueueTimeout, 429, "rate_limit_error", "queue_timeout"),
+    (errors.SlotsBusy, 503, "unavailable_error", "slots_busy"),
+    (errors.CapacityError, 503, "unavailable_error", "unavailable"),
+    (errors.ConnectFailed, 502, "upstream_error", "connect_failed"),
+    (errors.UpstreamTimeout, 504, "upstream_error", "upstream_timeout"),
+    (errors.UpstreamError, 502, "upstream_error", "upstream_broke"),
+)
+
+
+def _shape(error: errors.RoleMeshError) -> tuple[int, str, str]:
+    for kind, status, error_type, code in _SHAPES:
+        if isinstance(error, kind):
+            return status, error_type, code
+    return 500, "server_error", "internal_error"

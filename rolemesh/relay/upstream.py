@@ -1,0 +1,137 @@
+"""Connections to upstreams and the pool that keeps idle ones.
+
+A connection serves one receiver at a time. llama-server closes a connection that was idle for
+5 s and holds a thread for each open one, so idle ones are few and dropped earlier; one found dead
+on reuse is the reason why `exchange` and `fetch` try once more on a fresh one.
+"""
+
+import asyncio
+import os
+from collections import deque
+from typing import Final, Protocol
+
+from rolemesh.address import UpstreamAddress
+from rolemesh.errors import ConnectFailed
+
+IDLE_LIMIT_S: Final = 4.0
+IDLE_PER_UPSTREAM: Final = 32
+
+
+class Receiver(Protocol):
+    """What takes the bytes of a connection while it uses it."""
+
+    def upstream_data(self, data: bytes) -> None:
+        """Take bytes."""
+
+    def upstream_closed(self) -> None:
+        """Learn that no more will come; the connection is of no further use."""
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One connection to an upstream."""
+
+    __slots__ = ("address", "closed", "idle_since", "receiver", "reused", "transport")
+
+    def __init__(self, address: UpstreamAddress) -> None:
+        self.address = address
+        self.receiver: Receiver | None = None
+        self.closed = False
+        self.reused = False
+        self.idle_since = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self.receiver is None:
+            self.abort()  # bytes nobody asked for: what they answer is unknowable
+        else:
+            self.receiver.upstream_data(data)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        receiver, self.receiver = self.receiver, None
+        if receiver is not None:
+            receiver.upstream_closed()
+
+    def abort(self) -> None:
+        """Close now; the receiver is not told."""
+        self.closed = True
+        self.receiver = None
+        self.transport.abort()
+
+
+class UpstreamPool:
+    """Idle connections by address, last used first."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._idle: dict[UpstreamAddress, deque[UpstreamConnection]] = {}
+
+    def take_idle(self, address: UpstreamAddress) -> UpstreamConnection | None:
+        """Return an idle connection that is likely alive, or None."""
+        idle = self._idle.get(address)
+        while idle:
+            connection = idle.pop()
+            if connection.closed or connection.transport.is_closing():
+                continue
+            if self._loop.time() - connection.idle_since > IDLE_LIMIT_S:
+                connection.abort()
+                continue
+            connection.reused = True
+            return connection
+        return None
+
+    async def connect(self, address: UpstreamAddress, connect_s: float) -> UpstreamConnection:
+        """Open a fresh connection; raises ConnectFailed."""
+
+        def factory() -> UpstreamConnection:
+            return UpstreamConnection(address)
+
+        try:
+            async with asyncio.timeout(connect_s):
+                if address.socket_path:
+                    _, made = await self._loop.create_unix_connection(factory, address.socket_path)
+                else:
+                    _, made = await self._loop.create_connection(
+                        factory, address.host, address.port
+                    )
+        except TimeoutError as err:
+            msg = f"no connection to {address} within {connect_s:g} s"
+            raise ConnectFailed(msg, upstream=str(address)) from err
+        except (OSError, UnicodeError) as err:  # UnicodeError: a name that cannot be looked up
+            msg = f"no connection to {address}: {_cause(err)}"
+            raise ConnectFailed(msg, upstream=str(address)) from err
+        return made
+
+    def give_back(self, connection: UpstreamConnection) -> None:
+        """Keep a connection whose exchange ended cleanly; the oldest beyond the limit goes."""
+        connection.receiver = None
+        if connection.closed or connection.transport.is_closing():
+            return
+        connection.idle_since = self._loop.time()
+        idle = self._idle.setdefault(connection.address, deque())
+        idle.append(connection)
+        if len(idle) > IDLE_PER_UPSTREAM:
+            idle.popleft().abort()
+
+    def drop(self, address: UpstreamAddress) -> None:
+        """Forget an upstream that is gone."""
+        for connection in self._idle.pop(address, ()):
+            connection.abort()
+
+    def close(self) -> None:
+        """Close every idle connection."""
+        for address in tuple(self._idle):
+            self.drop(address)
+
+
+def _cause(err: OSError | UnicodeError) -> str:
+    """Return what went wrong in the system's own words, which asyncio's text leaves out."""
+    if isinstance(err, OSError) and err.errno is not None and err.errno > 0:
+        return os.strerror(err.errno)
+    return str(err)

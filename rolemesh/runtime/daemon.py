@@ -1,0 +1,131 @@
+"""The life of a daemon around its asyncio main: signals, readiness, reload, exit codes."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final
+
+from rolemesh.errors import ConfigError, RoleMeshError
+from rolemesh.runtime.log import setup_logging
+from rolemesh.runtime.notify import Notifier, watchdog_interval_s
+from rolemesh.runtime.tasks import TaskScope
+
+logger = logging.getLogger(__name__)
+
+EXIT_OK: Final = 0
+EXIT_FAILURE: Final = 1
+EXIT_CONFIG: Final = 78
+"""EX_CONFIG of sysexits.h; the units do not restart on it."""
+
+
+class Lifecycle:
+    """What a daemon's main is given: when to stop, when to reload, whom to tell.
+
+    `status` makes the one-line STATUS text; `status_changed` sends it again.
+    """
+
+    def __init__(self, notifier: Notifier) -> None:
+        self.notifier = notifier
+        self.status: Callable[[], str] = lambda: "starting"
+        self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+
+    def status_changed(self) -> None:
+        """Send STATUS again if its text changed."""
+        self.notifier.status(self.status())
+
+    async def serve(self, reload: Callable[[], Awaitable[None]]) -> None:
+        """Tell READY, then reload on SIGHUP until SIGTERM or SIGINT; returns to be torn down.
+
+        `reload` raises ConfigError to refuse; what was in force then stays in force.
+        """
+        self.notifier.ready(self.status())
+        async with TaskScope() as scope:
+            interval_s = watchdog_interval_s()
+            if interval_s is not None:
+                _ = scope.start(self._feed_watchdog(interval_s), name="watchdog")
+            while (received := await self._signals.get()) is signal.SIGHUP:
+                await self._reload(reload)
+        logger.info("%s received: stopping", received.name)
+        self.notifier.stopping("stopping")
+
+    async def _reload(self, reload: Callable[[], Awaitable[None]]) -> None:
+        self.notifier.reloading()
+        try:
+            await reload()
+        except ConfigError as err:
+            logger.error("reload refused, the old configuration stays in force:\n%s", err)  # noqa: TRY400
+        finally:
+            self.notifier.ready(self.status())  # without it `systemctl reload` hangs for ever
+
+    async def _feed_watchdog(self, interval_s: float) -> None:
+        while True:
+            self.notifier.watchdog()
+            await asyncio.sleep(interval_s)
+
+    @contextlib.contextmanager
+    def handle_signals(self) -> Iterator[None]:
+        """Queue SIGTERM, SIGINT and SIGHUP; a second SIGTERM or SIGINT ends the process."""
+        loop = asyncio.get_running_loop()
+        seen: set[signal.Signals] = set()
+
+        def received(number: signal.Signals) -> None:
+            if number is not signal.SIGHUP and seen:
+                logger.warning("second %s: not waiting any longer", number.name)
+                os._exit(EXIT_FAILURE)
+            if number is not signal.SIGHUP:
+                seen.add(number)
+            self._signals.put_nowait(number)
+
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        for number in numbers:
+            loop.add_signal_handler(number, received, number)
+        try:
+            yield
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+
+def run_daemon(main: Callable[[Lifecycle], Awaitable[None]]) -> int:
+    """Run a daemon's main to its end and return the exit code.
+
+    Whatever makes a start fail is said in one record and in STATUS; READY is not sent.
+    """
+    setup_logging()
+    notifier = Notifier()
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_supervised(main, Lifecycle(notifier)))
+    except RoleMeshError as err:
+        logger.critical("%s", err)
+        notifier.status(str(err).partition("\n")[0])
+        return EXIT_CONFIG if isinstance(err, ConfigError) else EXIT_FAILURE
+    return EXIT_OK
+
+
+async def _supervised(main: Callable[[Lifecycle], Awaitable[None]], lifecycle: Lifecycle) -> None:
+    with lifecycle.handle_signals():
+        try:
+            await main(lifecycle)
+        except* RoleMeshError as group:
+            raise _first(group) from group
+
+
+def _first(group: BaseExceptionGroup[RoleMeshError]) -> RoleMeshError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, RoleMeshError)
+    return error
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415  # optional
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory

@@ -1,0 +1,63 @@
+"""Accepted keys and who they belong to. Only digests are held; comparison takes constant time."""
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rolemesh.config.settings import ClientKey
+from rolemesh.errors import NotAuthenticated
+from rolemesh.names import Alias
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Principal:
+    """Who a key belongs to; `roles` are the aliases it may use, None means any."""
+
+    name: str
+    roles: frozenset[Alias] | None = None
+
+
+ANYONE = Principal(name="-")
+"""The principal of a caller where no key is asked for."""
+
+
+def digest_of(key: str) -> bytes:
+    """Return what is kept and compared in place of a key."""
+    return hashlib.sha256(key.encode()).digest()
+
+
+class KeyRing:
+    """A set of accepted keys; an empty one asks nobody for a key."""
+
+    def __init__(self, keys: Iterable[ClientKey]) -> None:
+        self._by_digest = {
+            key.digest: (key.digest, Principal(name=key.name, roles=key.roles)) for key in keys
+        }
+
+    def __bool__(self) -> bool:
+        return bool(self._by_digest)
+
+    def identify(self, authorization: str | None, x_api_key: str | None) -> Principal:
+        """Return whose key a request carries; raises NotAuthenticated.
+
+        `authorization` and `x_api_key` are the values of those headers; the former counts when
+        both are there and it is a Bearer key.
+        """
+        if not self._by_digest:
+            return ANYONE
+        presented = _bearer(authorization) or x_api_key
+        if not presented:
+            msg = "a key is required: send it as 'Authorization: Bearer KEY' or 'X-Api-Key: KEY'"
+            raise NotAuthenticated(msg)
+        digest = digest_of(presented)
+        known, principal = self._by_digest.get(digest, (b"", ANYONE))
+        if not hmac.compare_digest(known, digest):
+            msg = "the key is not known here"
+            raise NotAuthenticated(msg)
+        return principal
+
+
+def _bearer(authorization: str | None) -> str | None:
+    scheme, _, key = (authorization or "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else None
