@@ -1,0 +1,49 @@
+"""What a schema cannot say about the node's tree. Pure: values in, findings out."""
+
+from collections.abc import Iterator
+
+from rolemesh.config import tree
+from rolemesh.config.checks import (
+    check_named_keys,
+    check_repeated_name,
+    check_url,
+)
+from rolemesh.config.tree import Finding, Node
+
+
+def node_checks(root: Node) -> Iterator[Finding]:
+    """Yield everything wrong or doubtful in the node's tree that its schema lets through."""
+    yield from check_url(root, ("advertise_url",))
+    yield from check_named_keys(root, ("auth", "clients"))
+    yield from check_repeated_name(root, "gateways", "url")
+    yield from check_repeated_name(root, "models", "model_id")
+    yield from _gateways(root)
+    yield from _instance_models(root)
+
+
+def _gateways(root: Node) -> Iterator[Finding]:
+    for url, node in tree.entries(tree.find(root, ("gateways",))).items():
+        yield from _gateway_url(node, url)
+        if {"api_key", "api_key_file"} <= tree.entries(node).keys():
+            message = "expected at most one of api_key and api_key_file, found both"
+            yield Finding(origin=node.origin, path=("gateways", url), message=message)
+
+
+def _gateway_url(node: Node, url: str) -> Iterator[Finding]:
+    path = ("gateways", url, "url")
+    # In a mapping of gateways the URL is the key, and may stand nowhere else.
+    named = tree.nested(path, url, node.origin)
+    yield from check_url(named, path)
+
+
+def _instance_models(root: Node) -> Iterator[Finding]:
+    models = tree.find(root, ("models",))
+    if models is not None and not tree.is_mapping(models):
+        return
+    known = tree.entries(models)
+    for name in tree.entries(tree.find(root, ("instances",))):
+        path = ("instances", name, "model")
+        node = tree.find(root, path)
+        if node is not None and isinstance(node.value, str) and node.value not in known:
+            hint = tree.did_you_mean(node.value, known)
+            yield tree.mismatch(node, path, "a model_id that models defines", hint)

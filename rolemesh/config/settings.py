@@ -1,0 +1,198 @@
+"""Valid configuration tree -> frozen settings, one class per section; the only home of defaults.
+
+Every default below is also what the schema documents. Names are the configuration's own keys, so
+`limits.max_queue` in a file is `settings.limits.max_queue` in the code.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from rolemesh.names import Alias, InstanceName, ModelId, NodeId, Role
+
+Network = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listen:
+    """Where a daemon accepts connections."""
+
+    host: tuple[str, ...] = ("127.0.0.1",)
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientKey:
+    """One accepted key: `name` appears in logs, `digest` is SHA-256 of the key.
+
+    `roles` are the aliases it may use; None means any.
+    """
+
+    name: str
+    digest: bytes = field(repr=False)
+    roles: frozenset[Alias] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayAuth:
+    """Who may call the gateway. `open` permits a non-loopback listen without client keys."""
+
+    clients: tuple[ClientKey, ...] = ()
+    nodes: tuple[ClientKey, ...] = ()
+    open: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayNetwork:
+    """From which addresses; None means not restricted by address."""
+
+    allow_clients: tuple[Network, ...] | None = None
+    allow_nodes: tuple[Network, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Bounds of one request, in seconds.
+
+    connect_s: one connection attempt. first_byte_s: request sent -> first body byte that is not an
+    SSE comment. idle_s: between two bytes after that. total_s: the whole request, queue and all
+    attempts included. load_wait_s: how much of it may be spent waiting for a model to load.
+    """
+
+    connect_s: float = 5.0
+    first_byte_s: float = 600.0
+    idle_s: float = 120.0
+    total_s: float = 3600.0
+    load_wait_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds of what one client may make a daemon hold."""
+
+    max_body_bytes: int = 64 * 1024 * 1024
+    max_header_bytes: int = 64 * 1024
+    header_timeout_s: float = 15.0
+    max_queue: int = 64
+    max_queue_wait_s: float = 60.0
+    drain_s: float = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyAlias:
+    """An alias answered by one fixed upstream.
+
+    `model` is sent upstream in place of the alias; None leaves the client's word. `defaults` are
+    request fields filled in where the client is silent.
+    """
+
+    alias: Alias
+    proxy_url: str
+    model: str | None
+    defaults: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    max_in_flight: int | None = None
+    timeouts: Timeouts = field(default_factory=Timeouts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiscoveredAlias:
+    """An alias answered by whichever node announces its role."""
+
+    alias: Alias
+    role: Role
+    defaults: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    timeouts: Timeouts = field(default_factory=Timeouts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySettings:
+    """Everything the gateway is told; `timeouts` are the ones without an alias of their own."""
+
+    listen: Listen = field(default_factory=lambda: Listen(port=8000))
+    default_model: Alias | None = None
+    aliases_from_roles: bool = False
+    auth: GatewayAuth = field(default_factory=GatewayAuth)
+    network: GatewayNetwork = field(default_factory=GatewayNetwork)
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    limits: Limits = field(default_factory=Limits)
+    stale_after_s: float = 30.0
+    models: Mapping[Alias, ProxyAlias | DiscoveredAlias] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayLink:
+    """One gateway a node reports to; `api_key` is a node key of that gateway."""
+
+    url: str
+    api_key: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlamaServer:
+    """The llama-server program; `args` are appended to every command line.
+
+    `origin` is FILE:LINE of `path`, for messages; "" where no file sets it.
+    """
+
+    path: Path | None = None
+    args: tuple[str, ...] = ()
+    origin: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSettings:
+    """One set of weights. `context_size` is tokens per slot; None: what the model was trained for.
+
+    `origin` is FILE:LINE of its definition, for messages; a definition that only moved is equal.
+    """
+
+    model_id: ModelId
+    path: Path
+    roles: tuple[Role, ...]
+    context_size: int | None = None
+    parallel: int = 1
+    args: tuple[str, ...] = ()
+    origin: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceSettings:
+    """What an instance runs when nobody asks otherwise; pinned: never unloaded for another."""
+
+    name: InstanceName
+    model: ModelId | None = None
+    pinned: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodePolicy:
+    """How the agent decides. `load_timeout_s` without any progress fails a load."""
+
+    allow_cpu: bool = True
+    load_timeout_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings:
+    """Everything a node agent is told; `models` in order of preference.
+
+    An agent has no queue of its own: the queue bounds among `limits` are the gateway's alone.
+    """
+
+    node_id: NodeId
+    listen: Listen = field(default_factory=lambda: Listen(port=8100))
+    advertise_url: str | None = None
+    auth: tuple[ClientKey, ...] = ()
+    gateways: tuple[GatewayLink, ...] = ()
+    llama_server: LlamaServer = field(default_factory=LlamaServer)
+    models: Mapping[ModelId, ModelSettings] = field(default_factory=lambda: MappingProxyType({}))
+    instances: Mapping[InstanceName, InstanceSettings] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    policy: NodePolicy = field(default_factory=NodePolicy)
+    limits: Limits = field(default_factory=lambda: Limits(drain_s=10.0))
