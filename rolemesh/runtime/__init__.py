@@ -7,4 +7,5 @@ listeners  the sockets a daemon accepts on
 state      state files: atomic, set aside when corrupt
 keys       accepted keys and who they belong to
 tasks      the only place that starts tasks
+child_process  a child that does not outlive this process (tied_exec: what runs between fork and exec)
 """

@@ -57,6 +57,8 @@ class Lifecycle:
             await reload()
         except ConfigError as err:
             logger.error("reload refused, the old configuration stays in force:\n%s", err)  # noqa: TRY400
+        except Exception:
+            logger.exception("reload failed inside RoleMesh; the daemon serves on")
         finally:
             self.notifier.ready(self.status())  # without it `systemctl reload` hangs for ever
 

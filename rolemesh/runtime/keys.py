@@ -23,8 +23,8 @@ ANYONE = Principal(name="-")
 
 
 def digest_of(key: str) -> bytes:
-    """Return what is kept and compared in place of a key."""
-    return hashlib.sha256(key.encode()).digest()
+    """Return what is kept and compared in place of a key, which need not be UTF-8."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
 class KeyRing:

@@ -12,13 +12,15 @@ BACKLOG: Final = 4096
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether a listen address can be reached from this machine only."""
+    """Tell whether an address (or "localhost") is reached from this machine only."""
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
 
 
 def bind(listen: Listen) -> list[socket.socket]:

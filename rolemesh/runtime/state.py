@@ -50,7 +50,7 @@ class StateFile:
             return None
         except OSError as err:
             logger.warning("cannot read %s: %s", self.path, err.strerror)
-        except ValueError as err:
+        except (ValueError, RecursionError) as err:
             self.set_aside(str(err))
         return None
 

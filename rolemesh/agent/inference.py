@@ -1,0 +1,180 @@
+"""The request path of a node: model_id -> ready instance -> slots -> relay -> record."""
+
+import asyncio
+import logging
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from rolemesh.address import UpstreamAddress
+from rolemesh.agent.access import AgentAccess
+from rolemesh.agent.fleet import Fleet
+from rolemesh.agent.instance_files import InstanceFiles
+from rolemesh.agent.slots import Lease
+from rolemesh.config.settings import Timeouts
+from rolemesh.errors import BadRequest, RoleMeshError
+from rolemesh.names import InstanceName, ModelId, NodeId
+from rolemesh.relay.client import ClientStream, InboundRequest
+from rolemesh.relay.edit import RequestBody
+from rolemesh.relay.exchange import Bounds, Outbound, Refused, attempt
+from rolemesh.relay.headers import encode_fields
+from rolemesh.relay.paths import INFERENCE_PATHS
+from rolemesh.relay.replies import Fields, Reply, status_of
+from rolemesh.relay.upstream import UpstreamPool
+from rolemesh.runtime.log import fields
+
+logger = logging.getLogger(__name__)
+
+BOUNDS: Final = Timeouts()
+"""A gateway brings its own timeouts and leaves when they are over; these bound direct clients."""
+
+CLIENT_CLOSED_REQUEST: Final = 499
+"""The status recorded when the client left before its answer was whole."""
+
+LOAD_WAIT_FIELD: Final = "x-rolemesh-load-wait"
+
+
+@dataclass(slots=True, kw_only=True)
+class _Record:
+    """What is logged of one request at its end."""
+
+    client: str = "-"
+    model_id: ModelId | None = None
+    instance: InstanceName | None = None
+    ready_at: float | None = None
+    first_byte_at: float | None = None
+    status: int = 500
+    reason: str | None = None
+
+
+class Inference:
+    """Answers inference requests with the instances of this node."""
+
+    def __init__(
+        self,
+        *,
+        node_id: NodeId,
+        fleet: Fleet,
+        files: InstanceFiles,
+        pool: UpstreamPool,
+        access: AgentAccess,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._node_id = node_id
+        self._fleet = fleet
+        self._files = files
+        self._pool = pool
+        self._access = access
+
+    async def handle(self, request: InboundRequest, client: ClientStream) -> None:
+        """Answer one request, or raise what the client is to be told."""
+        record = _Record()
+        try:
+            await self._answer(request, client, record)
+            record.status = client.status
+        except RoleMeshError as err:
+            record.status, record.reason = status_of(err), str(err)
+            raise
+        except asyncio.CancelledError:
+            record.status = CLIENT_CLOSED_REQUEST if client.client_gone else 503
+            raise
+        finally:
+            self._log(request, record)
+
+    async def _answer(self, request: InboundRequest, client: ClientStream, record: _Record) -> None:
+        principal = self._access.identify(request.peer, request.field)
+        record.client = principal.name
+        body = RequestBody.parse(request.body)
+        record.model_id = model_id = _named_model(body)
+        self._access.check_model(principal, model_id)
+        cost = body.slots(INFERENCE_PATHS[request.path].prompts_key)
+        lease = await self._fleet.lease(model_id, cost=cost, wait_s=_load_wait_s(request))
+        with lease:
+            record.instance = lease.instance
+            record.ready_at = self._loop.time()
+            await self._relay(request, client, lease, record)
+
+    async def _relay(
+        self, request: InboundRequest, client: ClientStream, lease: Lease, record: _Record
+    ) -> None:
+        reply_fields = self._reply_fields(lease)
+        result = await attempt(
+            self._pool,
+            UpstreamAddress.unix(str(self._files.socket(lease.instance))),
+            _outbound(request),
+            client,
+            bounds=Bounds(
+                connect_s=BOUNDS.connect_s,
+                first_byte_s=BOUNDS.first_byte_s,
+                idle_s=BOUNDS.idle_s,
+                deadline=request.received_at + BOUNDS.total_s,
+            ),
+            reply_fields=lambda: reply_fields,
+        )
+        if isinstance(result, Refused):
+            record.reason = "llama-server's own answer"
+            reply = result.reply
+            all_fields = (*reply.fields, *reply_fields)
+            client.send(Reply(status=reply.status, body=reply.body, fields=all_fields))
+        else:
+            record.first_byte_at = result.first_byte_at
+
+    def _reply_fields(self, lease: Lease) -> Fields:
+        return (
+            ("X-RoleMesh-Node", self._node_id),
+            ("X-RoleMesh-Instance", lease.instance),
+            ("X-RoleMesh-Model", lease.model_id),
+        )
+
+    def _log(self, request: InboundRequest, record: _Record) -> None:
+        def since_ms(moment: float | None) -> float | None:
+            return None if moment is None else (moment - request.received_at) * 1000
+
+        logger.info(
+            "request %s",
+            "answered" if record.status < 400 else "failed",
+            extra=fields(
+                request_id=request.request_id,
+                status=record.status,
+                client=record.client,
+                path=request.path,
+                model_id=record.model_id,
+                instance=record.instance,
+                queue_ms=since_ms(record.ready_at),
+                first_byte_ms=since_ms(record.first_byte_at),
+                total_ms=since_ms(self._loop.time()),
+                reason=record.reason,
+            ),
+        )
+
+
+def _named_model(body: RequestBody) -> ModelId:
+    if not body.model:
+        msg = "the request names no model; a node serves models by their model_id"
+        raise BadRequest(msg, param="model")
+    return ModelId(body.model)
+
+
+def _load_wait_s(request: InboundRequest) -> float:
+    """Return how long the request may wait for its model, as the gateway says."""
+    text = request.field(LOAD_WAIT_FIELD)
+    if text is None:
+        return BOUNDS.load_wait_s
+    try:
+        wait_s = float(text)
+    except ValueError:
+        wait_s = math.nan
+    if not 0 <= wait_s <= BOUNDS.total_s:
+        msg = f"X-RoleMesh-Load-Wait: expected seconds up to {BOUNDS.total_s:g}, found {text!r}"
+        raise BadRequest(msg)
+    return wait_s
+
+
+def _outbound(request: InboundRequest) -> Outbound:
+    lines: Fields = (
+        ("Content-Type", "application/json"),
+        ("X-Request-Id", request.request_id),
+        ("Accept", request.field("accept") or "*/*"),
+    )
+    path = INFERENCE_PATHS[request.path].upstream_path
+    return Outbound(path=path, fields=encode_fields(lines), body=request.body)

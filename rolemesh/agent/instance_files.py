@@ -1,0 +1,109 @@
+"""Where an instance's files are: the socket of its llama-server, and what it was told to run.
+
+The parameters file holds {"model_id", "devices", "generation"} and nothing else: path, binary and
+arguments come from the node's configuration, so that nothing the agent writes decides what is
+executed.
+"""
+
+import contextlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from rolemesh.errors import NodeError, StartError
+from rolemesh.names import InstanceName, ModelId, NodeId
+from rolemesh.runtime.state import StateFile
+
+MAX_SOCKET_PATH_BYTES: Final = 107
+"""What fits into sockaddr_un.sun_path beside the closing NUL (unix(7))."""
+
+_LONGEST_INSTANCE: Final = "gpu999-" + "x" * 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceFiles:
+    """The directories of all instances: `sockets`/INSTANCE/http.sock, `parameters`/INSTANCE.json."""
+
+    sockets: Path
+    parameters: Path
+
+    @classmethod
+    def below(cls, runtime_directory: Path) -> "InstanceFiles":
+        """Return the places below one directory, as the child supervisor uses them."""
+        return cls(sockets=runtime_directory, parameters=runtime_directory / "parameters")
+
+    def socket(self, instance: InstanceName) -> Path:
+        """Return the path of the instance's HTTP socket."""
+        return self.sockets / instance / "http.sock"
+
+    def parameters_file(self, instance: InstanceName) -> Path:
+        """Return the path of what the instance was told to run."""
+        return self.parameters / f"{instance}.json"
+
+    def prepare(self) -> None:
+        """Make the directories.
+
+        Raises StartError when that fails or when sockets in them would have too long a path.
+        """
+        longest = os.fsencode(self.socket(InstanceName(_LONGEST_INSTANCE)))
+        if len(longest) > MAX_SOCKET_PATH_BYTES:
+            msg = (
+                f"{self.sockets} is too long a path for UNIX sockets (at most "
+                f"{MAX_SOCKET_PATH_BYTES - len(longest) + len(os.fsencode(self.sockets))} bytes): "
+                "set ROLEMESH_RUNTIME_DIRECTORY to a shorter one"
+            )
+            raise StartError(msg)
+        for directory in (self.sockets, self.parameters):
+            try:
+                directory.mkdir(parents=True, exist_ok=True, mode=0o755)
+            except OSError as err:
+                msg = f"cannot make {directory}: {err.strerror}"
+                raise StartError(msg) from err
+
+    def write_parameters(
+        self, instance: InstanceName, model_id: ModelId, devices: tuple[str, ...]
+    ) -> None:
+        """Tell the instance what to run at its next start; raises NodeError."""
+        file = self._parameters(instance)
+        before = _as_mapping(file.load()).get("generation")
+        generation = before + 1 if isinstance(before, int) else 1
+        file.save({"model_id": model_id, "devices": list(devices), "generation": generation})
+        if file.problem:
+            msg = f"{instance} cannot be told what to run: {file.problem}"
+            raise NodeError(msg)
+
+    def read_model(self, instance: InstanceName) -> ModelId | None:
+        """Return the model the instance was told to run, None when it was told nothing."""
+        model_id = _as_mapping(self._parameters(instance).load()).get("model_id")
+        return ModelId(model_id) if isinstance(model_id, str) else None
+
+    def remove_parameters(self, instance: InstanceName) -> None:
+        """Take back what the instance was told to run."""
+        with contextlib.suppress(OSError):
+            self.parameters_file(instance).unlink()
+
+    def _parameters(self, instance: InstanceName) -> StateFile:
+        return StateFile(self.parameters_file(instance), mode=0o644)
+
+
+def _as_mapping(tree: Any) -> Mapping[str, Any]:
+    return tree if isinstance(tree, dict) else {}
+
+
+def runtime_directory(
+    node_id: NodeId, state_directory: Path, environ: Mapping[str, str] = os.environ
+) -> Path:
+    """Return the directory; it may not exist yet.
+
+    $ROLEMESH_RUNTIME_DIRECTORY, else one of this node's own in $XDG_RUNTIME_DIR, else one in the
+    state directory.
+    """
+    given = environ.get("ROLEMESH_RUNTIME_DIRECTORY", "")
+    if given:
+        return Path(given).absolute()
+    users = environ.get("XDG_RUNTIME_DIR", "")
+    if users:
+        return Path(users).absolute() / f"rolemesh-{node_id}"
+    return state_directory / "run"

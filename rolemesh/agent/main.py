@@ -1,0 +1,194 @@
+"""rolemesh-node-agent: the composition root: settings -> objects -> daemon."""
+
+import argparse
+import logging
+import secrets
+from contextlib import aclosing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from rolemesh.agent.access import AgentAccess
+from rolemesh.agent.child_supervisor import ChildSupervisor, rolemesh_llama_argv
+from rolemesh.agent.fleet import Fleet
+from rolemesh.agent.gpu_numbers import GpuNumbersFile
+from rolemesh.agent.host_watch import HostWatch
+from rolemesh.agent.inference import Inference
+from rolemesh.agent.instance_files import InstanceFiles, runtime_directory
+from rolemesh.agent.model_check import ModelCheck
+from rolemesh.agent.node import Node
+from rolemesh.agent.node_api import NodeApi
+from rolemesh.agent.nvml import Nvml
+from rolemesh.agent.report import build_report, status_line
+from rolemesh.agent.reporters import Reporters
+from rolemesh.agent.token import load_token
+from rolemesh.config import cli
+from rolemesh.config.dropins import ConfigSource
+from rolemesh.config.settings import NodeSettings
+from rolemesh.config.store import ConfigStore, node_store
+from rolemesh.relay.application import open_application
+from rolemesh.relay.inbound import InboundServer
+from rolemesh.relay.paths import INFERENCE_PATHS
+from rolemesh.relay.serving import accepting
+from rolemesh.relay.upstream import UpstreamPool
+from rolemesh.runtime.daemon import Lifecycle, run_daemon
+from rolemesh.runtime.listeners import bind
+from rolemesh.runtime.state import require_directory
+from rolemesh.runtime.tasks import TaskScope
+
+logger = logging.getLogger(__name__)
+
+OPERATOR_BODY_BYTES: Final = 64 * 1024
+"""How large the body of a request may be that is no inference request."""
+
+
+def main() -> int:
+    """Run `rolemesh-node-agent`; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="rolemesh-node-agent",
+        description="Serves the models of this machine and reports them to gateways",
+    )
+    cli.add_daemon_options(parser)
+    args = parser.parse_args()
+    source = cli.source_from(args, program="node")
+    if args.check:
+        return cli.check(source)
+
+    async def serve(lifecycle: Lifecycle) -> None:
+        store = node_store(source)
+        state_directory = require_directory(cli.state_directory(args, program="node"))
+        await Agent(lifecycle, store, state_directory).run(source)
+
+    return run_daemon(serve)
+
+
+class Agent:
+    """The object graph of a running agent, and its life."""
+
+    def __init__(
+        self, lifecycle: Lifecycle, store: ConfigStore[NodeSettings], state_directory: Path
+    ) -> None:
+        self._lifecycle = lifecycle
+        self._store = store
+        self._boot_id = secrets.token_hex(8)
+        self._token = load_token(state_directory)
+        self._files = InstanceFiles.below(
+            runtime_directory(store.settings.node_id, state_directory)
+        )
+        self._host_watch = HostWatch(
+            nvml=Nvml(), numbers_file=GpuNumbersFile(state_directory), models=ModelCheck()
+        )
+
+    async def run(self, source: ConfigSource) -> None:
+        """Serve until told to stop, then drain; `source` is passed on to rolemesh-llama."""
+        settings = self._store.settings
+        _log_warnings(self._store)
+        # First of all: a second agent with this configuration ends here, and starts nothing.
+        self._sockets = bind(settings.listen)
+        self._files.prepare()
+        config_args = cli.source_arguments(source)
+        supervisor = ChildSupervisor(
+            directory=self._files.sockets,
+            argv_of=lambda instance: rolemesh_llama_argv(
+                instance,
+                parameters=self._files.parameters_file(instance),
+                config_args=config_args,
+            ),
+        )
+        # The scope ends first: nobody starts an instance while the supervisor stops them.
+        async with aclosing(self._host_watch), supervisor, TaskScope() as scope:
+            fleet = Fleet(control=supervisor, files=self._files, scope=scope, settings=settings)
+            await self._build(fleet, scope)
+            await self._serve(fleet, scope)
+
+    async def _build(self, fleet: Fleet, scope: TaskScope) -> None:
+        settings = self._store.settings
+        hosts, port = settings.listen.host, self._sockets[0].getsockname()[1]
+        self._access = AgentAccess(settings, token=self._token, hosts=hosts)
+        self._node = Node(
+            settings=settings,
+            fleet=fleet,
+            observation=await self._host_watch.observe(settings),
+        )
+        self._reporters = Reporters(
+            scope=scope,
+            hosts=hosts,
+            port=port,
+            build_report=lambda base_url: build_report(
+                self._node.view(), base_url=base_url, boot_id=self._boot_id, token=self._token
+            ),
+            on_link_change=self._node.changed,
+        )
+
+    async def _serve(self, fleet: Fleet, scope: TaskScope) -> None:
+        settings, pool = self._store.settings, UpstreamPool()
+        inference = Inference(
+            node_id=settings.node_id,
+            fleet=fleet,
+            files=self._files,
+            pool=pool,
+            access=self._access,
+        )
+        api = NodeApi(
+            access=self._access,
+            fleet=fleet,
+            view=self._node.view,
+            started_at=int(datetime.now(UTC).timestamp()),
+        )
+        async with open_application(
+            api.routes(), max_body_bytes=OPERATOR_BODY_BYTES
+        ) as application:
+            self._inbound = InboundServer(
+                handle=inference.handle,
+                paths=INFERENCE_PATHS,
+                other=application,
+                limits=settings.limits,
+                scope=scope,
+            )
+            async with accepting(self._sockets, self._inbound):
+                await self._live(scope)
+            await self._inbound.drain(self._store.settings.limits.drain_s)
+        pool.close()
+
+    async def _live(self, scope: TaskScope) -> None:
+        self._node.start()
+        self._node.subscribe(self._node_changed)
+        self._reporters.apply(self._store.settings)
+        self._store.subscribe(self._settings_changed)
+        watch = self._host_watch.run(lambda: self._store.settings, self._node.observed)
+        _ = scope.start(watch, name="watch the host")
+        self._lifecycle.status = self._status
+        logger.info("%s", self._status())
+        await self._lifecycle.serve(self._reload)
+        # Before the drain, so that gateways send no more.
+        await self._reporters.leave()
+
+    def _node_changed(self) -> None:
+        self._lifecycle.status_changed()
+        self._reporters.node_changed()
+
+    async def _reload(self) -> None:
+        self._store.reload()
+        _log_warnings(self._store)
+        # The fleet follows at once; what the new settings name is looked at before READY.
+        self._node.observed(await self._host_watch.observe(self._store.settings))
+        logger.info("reloaded: %s", self._status())
+
+    def _settings_changed(self, _old: NodeSettings, new: NodeSettings) -> None:
+        self._access.replace(new)
+        self._inbound.limits = new.limits
+        self._node.settings_changed(new)
+        self._reporters.apply(new)
+
+    def _status(self) -> str:
+        """Return the one-line STATUS."""
+        return status_line(self._node.view(), self._reporters.summary())
+
+
+def _log_warnings(store: ConfigStore[NodeSettings]) -> None:
+    for warning in store.loaded.warnings:
+        logger.warning("%s", warning)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

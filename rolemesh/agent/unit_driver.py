@@ -1,0 +1,100 @@
+"""The effects of the fleet's decisions: tells units what to run, starts and stops them.
+
+One effect at a time for each instance. A stop overtakes a start that waits for its unit; all else
+waits for its predecessor. Outcomes come back as events of the instance.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from rolemesh.agent.instance import ActionFailed, InstanceEvent, UnitObserved, UnitStopped
+from rolemesh.agent.instance_files import InstanceFiles
+from rolemesh.agent.unit_control import UnitControl, UnitStatus
+from rolemesh.errors import NodeError, UnitFailed
+from rolemesh.names import InstanceName, ModelId
+from rolemesh.runtime.tasks import TaskScope
+
+logger = logging.getLogger(__name__)
+
+Effect = Callable[[], Coroutine[Any, Any, InstanceEvent]]
+Report = Callable[[InstanceName, InstanceEvent], None]
+
+
+def observed(status: UnitStatus, model_id: ModelId | None) -> UnitObserved:
+    """Return a unit's status as an event of its instance."""
+    return UnitObserved(
+        active=status.active,
+        model_id=model_id,
+        status_text=status.status_text,
+        result=status.result,
+        restarts=status.restarts,
+    )
+
+
+class UnitDriver:
+    """Performs starts and stops as tasks of `scope`; `report` takes their outcomes."""
+
+    def __init__(self, *, control: UnitControl, files: InstanceFiles, scope: TaskScope) -> None:
+        self._control = control
+        self._files = files
+        self._scope = scope
+        self._starts: dict[InstanceName, asyncio.Task[None]] = {}
+        self._latest: dict[InstanceName, asyncio.Task[None]] = {}
+
+    def start(
+        self, instance: InstanceName, model_id: ModelId, devices: tuple[str, ...], report: Report
+    ) -> None:
+        """Run `model_id` on the instance; reports how its unit then stands, or ActionFailed."""
+
+        async def effect() -> InstanceEvent:
+            self._files.write_parameters(instance, model_id, devices)
+            await self._control.reset_failed(instance)
+            await self._control.start(instance)
+            return observed(self._control.statuses()[instance], model_id)
+
+        self._perform(instance, "start", effect, report)
+        self._starts[instance] = self._latest[instance]
+
+    def stop(self, instance: InstanceName, report: Report) -> None:
+        """Stop the instance's unit; reports UnitStopped, or ActionFailed."""
+
+        async def effect() -> InstanceEvent:
+            await self._control.stop(instance)
+            self._files.remove_parameters(instance)
+            return UnitStopped()
+
+        self._perform(instance, "stop", effect, report)
+
+    def _perform(
+        self,
+        instance: InstanceName,
+        verb: str,
+        effect: Effect,
+        report: Report,
+    ) -> None:
+        before = self._latest.get(instance)
+        start = self._starts.pop(instance, None)
+        if start is not None:
+            start.cancel()  # the unit goes on starting; its outcome no longer counts
+        self._latest[instance] = self._scope.start(
+            self._run(instance, effect, report, before), name=f"{verb} {instance}"
+        )
+
+    async def _run(
+        self,
+        instance: InstanceName,
+        effect: Effect,
+        report: Report,
+        before: asyncio.Task[None] | None,
+    ) -> None:
+        if before is not None and not before.done():
+            await asyncio.wait((before,))
+        try:
+            event = await effect()
+        except UnitFailed as err:
+            event = ActionFailed(reason=err.status_text or err.result)
+        except NodeError as err:
+            event = ActionFailed(reason=str(err))
+        report(instance, event)

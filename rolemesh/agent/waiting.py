@@ -1,0 +1,46 @@
+"""Who waits for which model, and the bell that wakes them."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from rolemesh.names import ModelId
+
+
+class Waiting:
+    """Requests that wait until a model is ready; models in the order they were first wanted."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[ModelId] = Counter()
+        self._changed = asyncio.Event()
+
+    @property
+    def counts(self) -> Mapping[ModelId, int]:
+        """How many requests wait, by model."""
+        return self._counts
+
+    def models(self) -> tuple[ModelId, ...]:
+        """Return the models that are waited for, the longest first."""
+        return tuple(self._counts)
+
+    @contextmanager
+    def join(self, model_id: ModelId) -> Iterator[None]:
+        """Count as waiting for the model inside the context."""
+        self._counts[model_id] += 1
+        try:
+            yield
+        finally:
+            self._counts[model_id] -= 1
+            if not self._counts[model_id]:
+                del self._counts[model_id]
+
+    async def until_change(self, deadline: float) -> None:
+        """Return at the next `wake`; raises TimeoutError at `deadline`, the loop's time."""
+        async with asyncio.timeout_at(deadline):
+            await self._changed.wait()
+
+    def wake(self) -> None:
+        """Wake all who wait now."""
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()

@@ -1,0 +1,85 @@
+"""What the agent tells an instance to run: {"model_id", "devices", "generation"} and nothing else.
+
+The file crosses a trust boundary (the agent writes it, this program executes things), so it is
+read bounded and strictly, and it never says what is executed.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from rolemesh import jsonread
+from rolemesh.errors import ConfigError, Problem
+from rolemesh.llama.file_access import NotRegular, open_regular
+from rolemesh.names import ModelId
+
+MAX_BYTES: Final = 64 * 1024
+_KEYS: Final = frozenset({"model_id", "devices", "generation"})
+# A UUID of a GPU or of a MIG slice; no comma, so that one device stays one.
+_DEVICE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9/:._-]{0,127}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """Which model on which devices; `generation` grows with each change of the file."""
+
+    model_id: ModelId
+    devices: tuple[str, ...]
+    generation: int
+
+
+def read_parameters(path: Path) -> Parameters | None:
+    """Return what the file says, None when it does not exist; raises ConfigError otherwise."""
+    try:
+        return _parse(_read_bounded(path))
+    except FileNotFoundError:
+        return None
+    except NotRegular as err:
+        raise _refused(path, f"{err.strerror}, not a file that the agent wrote") from err
+    except OSError as err:
+        raise _refused(path, f"cannot be read: {err.strerror}") from err
+    except ValueError as err:
+        raise _refused(path, f"{err}; remove the file, or have the agent write it anew") from err
+
+
+def _read_bounded(path: Path) -> bytes:
+    with open_regular(path) as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        msg = f"is larger than {MAX_BYTES} bytes"
+        raise ValueError(msg)
+    return content
+
+
+def _parse(content: bytes) -> Parameters:
+    try:
+        tree = json.loads(content)
+    except (ValueError, RecursionError) as err:
+        msg = f"is not JSON: {err}"
+        raise ValueError(msg) from err
+    fields = jsonread.as_object(tree)
+    unknown = sorted(fields.keys() - _KEYS)
+    if unknown:
+        msg = f"{unknown[0]}: unknown key (known: {', '.join(sorted(_KEYS))})"
+        raise ValueError(msg)
+    return Parameters(
+        model_id=ModelId(jsonread.get_str(fields, "model_id")),
+        devices=_devices(fields),
+        generation=jsonread.get_optional_int(fields, "generation") or 0,
+    )
+
+
+def _devices(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    devices = jsonread.get_strings(fields, "devices")
+    for device in devices:
+        if not _DEVICE.fullmatch(device):
+            msg = f"devices: expected UUIDs of GPUs, found {device!r}"
+            raise ValueError(msg)
+    return devices
+
+
+def _refused(path: Path, message: str) -> ConfigError:
+    return ConfigError((Problem(where=str(path), key="", message=message),))

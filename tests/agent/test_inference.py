@@ -1,0 +1,170 @@
+"""The request path of a node."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rolemesh.config.settings import ClientKey
+from rolemesh.names import ModelId
+from rolemesh.runtime.keys import digest_of
+from tests.agent.builders import desired, model, node_settings
+from tests.agent.stage import TOKEN, AgentStage, open_agent
+from tests.lab.poll import eventually
+
+SETTINGS = node_settings(model("a", parallel=2), "b")
+GPU0 = desired("gpu0")
+
+
+async def ask(
+    stage: AgentStage,
+    name: str = "a",
+    *,
+    path: str = "/v1/chat/completions",
+    headers: Mapping[str, str] | None = None,
+    **body: Any,
+) -> tuple[int, dict[str, Any], Mapping[str, str]]:
+    tree = {"model": name, **body}
+    async with stage.http.post(path, json=tree, headers=headers) as response:
+        return response.status, await response.json(), response.headers
+
+
+async def test_a_request_loads_its_model_and_is_relayed_to_its_instance(short_path: Path) -> None:
+    async with open_agent(short_path, SETTINGS, GPU0) as stage:
+        sent = {"X-Request-Id": "r-1"}
+        status, answer, headers = await ask(stage, headers=sent, messages=[])
+        assert (status, answer) == (200, {"object": "chat.completion"})
+        assert headers["X-RoleMesh-Node"] == "box"
+        assert headers["X-RoleMesh-Instance"] == "gpu0"
+        assert headers["X-RoleMesh-Model"] == "a"
+        assert headers["X-Request-Id"] == "r-1"
+        ((path, seen, body),) = stage.llama.requests
+        assert path == "/v1/chat/completions"
+        assert seen["x-request-id"] == "r-1"
+        assert body == {"model": "a", "messages": []}
+        assert stage.fleet.snapshot().instances[0].slots_held == 0
+
+
+async def test_the_body_reaches_the_llama_server_byte_for_byte(short_path: Path) -> None:
+    async with open_agent(short_path, SETTINGS, GPU0) as stage:
+        text = b'{ "model":"a", "x": 1.0, "\\u00e4": [ ] }'
+        async with stage.http.post("/v1/completions", data=text) as response:
+            assert response.status == 200
+        headers = stage.llama.requests[0][1]
+        assert headers["content-length"] == str(len(text))
+
+
+async def test_a_full_model_answers_slots_busy_and_slots_come_back(short_path: Path) -> None:
+    async with open_agent(short_path, SETTINGS, GPU0) as stage:
+        stage.llama.hold.clear()
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(ask(stage, n=2))
+            await eventually(lambda: stage.llama.requests, what="a request is under way")
+            status, answer, headers = await ask(stage)
+            assert (status, answer["error"]["code"]) == (503, "slots_busy")
+            assert "Retry-After" in headers
+            stage.llama.hold.set()
+            assert (await running)[0] == 200
+        assert (await ask(stage))[0] == 200
+
+
+async def test_a_client_that_leaves_frees_its_slot_and_ends_the_generation(
+    short_path: Path,
+) -> None:
+    async with open_agent(short_path, SETTINGS, GPU0) as stage:
+        stage.llama.hold.clear()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(ask(stage), timeout=0.5)
+        await eventually(lambda: stage.llama.left, what="llama-server saw it leave")
+        assert stage.fleet.snapshot().instances[0].slots_held == 0
+
+
+async def test_the_gateway_says_how_long_to_wait_for_a_load(short_path: Path) -> None:
+    async with open_agent(short_path, SETTINGS, GPU0) as stage:
+        stage.units.hold.clear()
+        status, answer, _ = await ask(stage, headers={"X-RoleMesh-Load-Wait": "0.05"})
+        assert (status, answer["error"]["reason"]) == (503, "loading")
+        stage.units.hold.set()
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "nan", "1e9"])
+def test_a_load_wait_that_is_no_time_is_refused(text: str, short_path: Path) -> None:
+    async def scenario() -> None:
+        async with open_agent(short_path, SETTINGS, GPU0) as stage:
+            status, answer, _ = await ask(stage, headers={"X-RoleMesh-Load-Wait": text})
+            assert status == 400
+            assert "X-RoleMesh-Load-Wait" in answer["error"]["message"]
+
+    asyncio.run(scenario())
+
+
+async def test_errors_say_what_is_wrong_with_the_model(short_path: Path) -> None:
+    async with open_agent(short_path, SETTINGS, GPU0) as stage:
+        status, answer, _ = await ask(stage, "unheard-of")
+        assert (status, answer["error"]["code"]) == (404, "model_not_found")
+        status, answer, _ = await ask(stage, "")
+        assert (status, answer["error"]["param"]) == (400, "model")
+        stage.units.failing[ModelId("b")] = "out of memory"
+        status, answer, _ = await ask(stage, "b")
+        assert (status, answer["error"]["reason"]) == (503, "failed")
+        assert "out of memory" in answer["error"]["message"]
+
+
+async def test_an_answer_of_the_llama_server_passes_even_when_it_is_an_error(
+    short_path: Path,
+) -> None:
+    async with open_agent(short_path, SETTINGS, GPU0) as stage:
+        stage.llama.status = 501
+        stage.llama.answer = {"error": {"message": "no embeddings here"}}
+        status, answer, headers = await ask(stage, path="/v1/embeddings", input="x")
+        assert (status, answer) == (501, stage.llama.answer)
+        assert headers["X-RoleMesh-Instance"] == "gpu0"
+
+
+async def test_an_instance_that_does_not_answer_is_a_bad_gateway(short_path: Path) -> None:
+    gpu1 = desired("gpu1", "b")
+    async with open_agent(short_path, SETTINGS, GPU0, gpu1) as stage:
+        status, answer, _ = await ask(stage, "b")  # nobody listens at the socket of gpu1
+        assert (status, answer["error"]["code"]) == (502, "connect_failed")
+
+
+async def test_with_keys_the_token_and_own_keys_are_let_in(short_path: Path) -> None:
+    keys = (ClientKey(name="ci", digest=digest_of("sesame")),)
+    async with open_agent(short_path, replace(SETTINGS, auth=keys), GPU0) as stage:
+        assert (await ask(stage))[0] == 401
+        for key in ("sesame", TOKEN):
+            status, _, _ = await ask(stage, headers={"Authorization": f"Bearer {key}"})
+            assert status == 200
+
+
+async def test_a_foreign_page_is_refused(short_path: Path) -> None:
+    async with open_agent(short_path, SETTINGS, GPU0) as stage:
+        status, _, _ = await ask(stage, headers={"Origin": "https://evil.example"})
+        assert status == 403
+        assert stage.llama.requests == []
+
+
+async def test_every_request_leaves_one_record(
+    short_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "rolemesh.agent.inference")
+    async with open_agent(short_path, SETTINGS, GPU0) as stage:
+        await ask(stage, headers={"X-Request-Id": "good"}, messages=["secret"])
+        await ask(stage, "unheard-of", headers={"X-Request-Id": "bad"})
+        stage.llama.hold.clear()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(ask(stage, headers={"X-Request-Id": "gone"}), timeout=0.3)
+        await eventually(lambda: len(caplog.records) >= 3, what="three records")
+    records = {
+        fields["request_id"]: fields
+        for fields in (vars(record)["rolemesh_fields"] for record in caplog.records)
+    }
+    assert records["good"]["status"] == 200
+    assert records["good"]["instance"] == "gpu0"
+    assert records["good"]["total_ms"] >= records["good"]["first_byte_ms"]
+    assert (records["bad"]["status"], records["gone"]["status"]) == (404, 499)
+    assert "secret" not in caplog.text

@@ -1,0 +1,69 @@
+"""The links to all gateways."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from rolemesh.agent.reporters import Reporters
+from rolemesh.config.settings import GatewayLink
+from rolemesh.runtime.tasks import TaskScope
+from rolemesh.wire import NodeReport
+from tests.agent.builders import node_settings
+from tests.fakes.gateway import FakeGateway, fake_gateway
+from tests.lab.poll import eventually
+from tests.lab.processes import free_port
+
+
+@pytest.fixture
+async def gateways() -> AsyncIterator[tuple[FakeGateway, FakeGateway]]:
+    async with fake_gateway(FakeGateway()) as first, fake_gateway(FakeGateway()) as second:
+        yield first, second
+
+
+@pytest.fixture
+async def reporters() -> AsyncIterator[Reporters]:
+    settings = node_settings()
+    async with TaskScope() as scope:
+        yield Reporters(
+            scope=scope,
+            hosts=("127.0.0.1",),
+            port=8123,
+            build_report=lambda base_url: NodeReport(
+                node_id=settings.node_id, base_url=base_url, boot_id="b", inventory={}
+            ),
+            on_link_change=lambda: None,
+        )
+
+
+async def test_every_gateway_gets_every_report(
+    reporters: Reporters, gateways: tuple[FakeGateway, FakeGateway]
+) -> None:
+    links = tuple(GatewayLink(url=gateway.url) for gateway in gateways)
+    reporters.apply(replace(node_settings(), gateways=links))
+    await eventually(lambda: reporters.summary() == "2/2", what="both know the node")
+    await reporters.leave()
+    assert [gateway.removed for gateway in gateways] == [["box"], ["box"]]
+    assert reporters.summary() == "0/0"
+
+
+async def test_changed_settings_end_and_begin_links_and_leave_the_others_alone(
+    reporters: Reporters, gateways: tuple[FakeGateway, FakeGateway]
+) -> None:
+    first, second = (GatewayLink(url=gateway.url) for gateway in gateways)
+    reporters.apply(replace(node_settings(), gateways=(first,)))
+    await eventually(lambda: reporters.summary() == "1/1", what="the first knows the node")
+    reporters.apply(replace(node_settings(), gateways=(first, second)))
+    await eventually(lambda: reporters.summary() == "2/2", what="both know the node")
+    reporters.apply(replace(node_settings(), gateways=(second,)))
+    await eventually(lambda: gateways[0].removed == ["box"], what="the first was left")
+    assert reporters.summary() == "1/1"
+    assert [len(gateway.reports) for gateway in gateways] == [1, 1]
+
+
+async def test_the_summary_says_what_is_wrong_with_a_gateway(reporters: Reporters) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    reporters.apply(replace(node_settings(), gateways=(GatewayLink(url=url),)))
+    await eventually(lambda: "no connection" in reporters.summary(), what="it was tried")
+    assert reporters.summary().startswith(f"0/1 ({url} away: ")
+    await reporters.leave()

@@ -1,0 +1,67 @@
+"""What the agent may tell an instance, and what is refused."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from rolemesh.errors import ConfigError
+from rolemesh.llama.parameters import MAX_BYTES, Parameters, read_parameters
+from rolemesh.names import ModelId
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read_parameters(path)
+    (problem,) = caught.value.problems
+    assert problem.where == str(path)
+    return problem.message
+
+
+def test_what_the_agent_wrote_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "gpu0.json"
+    path.write_text('{"model_id": "coder", "devices": ["GPU-1b", "MIG-2c"], "generation": 7}')
+    assert read_parameters(path) == Parameters(
+        model_id=ModelId("coder"), devices=("GPU-1b", "MIG-2c"), generation=7
+    )
+
+
+def test_an_absent_file_is_nothing_told(tmp_path: Path) -> None:
+    assert read_parameters(tmp_path / "gpu0.json") is None
+
+
+REMEDY = "; remove the file, or have the agent write it anew"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is not JSON: Expecting value: line 1 column 1 (char 0)" + REMEDY),
+        ("[" * 100_000, f"is larger than {MAX_BYTES} bytes" + REMEDY),
+        ("[" * 60_000, "is not JSON"),
+        ("[]", "expected a JSON object, found list" + REMEDY),
+        ('{"devices": []}', "model_id: expected a string, found nothing" + REMEDY),
+        ('{"model_id": 1, "devices": []}', "model_id: expected a string, found int" + REMEDY),
+        ('{"model_id": "a"}', "devices: expected a list of strings, found nothing" + REMEDY),
+        ('{"model_id": "a", "devices": [0]}', "devices: expected a list of strings, found int in"),
+        (
+            '{"model_id": "a", "devices": ["GPU-1,GPU-2"]}',
+            "devices: expected UUIDs of GPUs, found 'GPU-1,GPU-2'" + REMEDY,
+        ),
+        (
+            '{"model_id": "a", "devices": [], "path": "/bin/sh"}',
+            "path: unknown key (known: devices, generation, model_id)" + REMEDY,
+        ),
+    ],
+)
+def test_anything_else_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "gpu0.json"
+    path.write_text(content)
+    assert refusal(path).startswith(message)
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    assert refusal(tmp_path / "pipe.json").startswith("is not a regular file")
+    (tmp_path / "loop.json").symlink_to("loop.json")
+    assert refusal(tmp_path / "loop.json") == "cannot be read: Too many levels of symbolic links"
