@@ -149,6 +149,10 @@ class Fleet:
         await self._until_ready(model_id, wait_s)
         return tuple(name for name, managed in self._managed.items() if managed.serves(model_id))
 
+    async def until_change(self, wait_s: float) -> None:
+        """Return at the next change of any instance; raises TimeoutError after `wait_s`."""
+        await self._waiting.until_change(self._clock() + wait_s)
+
     def unload(self, model_id: ModelId) -> tuple[InstanceName, ...]:
         """Drain and stop every instance of the model; return which. Raises UnknownAlias."""
         self._check_known(model_id)

@@ -1,6 +1,7 @@
 """The request path of a node: model_id -> ready instance -> slots -> relay -> record."""
 
 import asyncio
+import contextlib
 import logging
 import math
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from rolemesh.agent.fleet import Fleet
 from rolemesh.agent.instance_files import InstanceFiles
 from rolemesh.agent.slots import Lease
 from rolemesh.config.settings import Timeouts
-from rolemesh.errors import BadRequest, RoleMeshError
+from rolemesh.errors import BadRequest, ConnectFailed, RoleMeshError
 from rolemesh.names import InstanceName, ModelId, NodeId
 from rolemesh.relay.client import ClientStream, InboundRequest
 from rolemesh.relay.edit import RequestBody
@@ -30,6 +31,9 @@ BOUNDS: Final = Timeouts()
 
 CLIENT_CLOSED_REQUEST: Final = 499
 """The status recorded when the client left before its answer was whole."""
+
+CRASH_NOTICE_S: Final = 2.0
+"""How long the end of a llama-server may take to become known, from the first failure on."""
 
 LOAD_WAIT_FIELD: Final = "x-rolemesh-load-wait"
 
@@ -88,11 +92,25 @@ class Inference:
         record.model_id = model_id = _named_model(body)
         self._access.check_model(principal, model_id)
         cost = body.slots(INFERENCE_PATHS[request.path].prompts_key)
-        lease = await self._fleet.lease(model_id, cost=cost, wait_s=_load_wait_s(request))
-        with lease:
-            record.instance = lease.instance
-            record.ready_at = self._loop.time()
-            await self._relay(request, client, lease, record)
+        wait_s = _load_wait_s(request)
+        give_up_at = math.inf
+        while True:
+            lease = await self._fleet.lease(model_id, cost=cost, wait_s=wait_s)
+            with lease:
+                record.instance = lease.instance
+                record.ready_at = now = self._loop.time()
+                try:
+                    await self._relay(request, client, lease, record)
+                except ConnectFailed:
+                    give_up_at = min(give_up_at, now + CRASH_NOTICE_S)
+                    if now >= give_up_at:
+                        raise
+                else:
+                    return
+            # The llama-server is gone and the fleet is about to learn it. Nothing was sent: the
+            # request then waits for the restart like any other.
+            with contextlib.suppress(TimeoutError):
+                await self._fleet.until_change(CRASH_NOTICE_S)
 
     async def _relay(
         self, request: InboundRequest, client: ClientStream, lease: Lease, record: _Record
