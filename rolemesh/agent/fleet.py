@@ -77,6 +77,7 @@ class Fleet:
         self._waiting = Waiting()
         self._listeners: list[Callable[[], None]] = []
         self._settling = False
+        self._ended = False
 
     # -- life ------------------------------------------------------------------------------
 
@@ -84,6 +85,10 @@ class Fleet:
         """Adopt what runs, then start the instances whose settings name a model."""
         self._control.subscribe(self._unit_changed)
         self.apply(self._settings, desired)
+
+    def end(self) -> None:
+        """Look at units no more: whoever stops them from now on, it is not worth a word."""
+        self._ended = True
 
     def apply(self, settings: NodeSettings, desired: Iterable[DesiredInstance]) -> None:
         """Follow changed settings or a changed inventory; what did not change goes on untouched.
@@ -212,7 +217,7 @@ class Fleet:
 
     def _unit_changed(self, status: UnitStatus) -> None:
         managed = self._managed.get(status.instance)
-        if managed is not None:
+        if managed is not None and not self._ended:
             self._observe(managed, status)
 
     def _observe(self, managed: ManagedInstance, status: UnitStatus) -> None:
@@ -278,8 +283,7 @@ class Fleet:
     def _model_ready(self, managed: ManagedInstance, model_id: ModelId) -> None:
         self._failures.forget(model_id)
         managed.last_used = self._clock()
-        model = self._settings.models.get(model_id)
-        if model is None:
+        if (model := self._settings.models.get(model_id)) is None:
             self._dispatch(managed, UnloadWanted())
         else:
             managed.slots.total = model.parallel

@@ -148,6 +148,7 @@ class Agent:
             async with accepting(self._sockets, self._inbound):
                 await self._live(scope)
             await self._inbound.drain(self._store.settings.limits.drain_s)
+        fleet.end()
         pool.close()
 
     async def _live(self, scope: TaskScope) -> None:

@@ -146,7 +146,9 @@ class LlamaServer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSettings:
-    """One set of weights. `context_size` is tokens per slot; None: what the model was trained for.
+    """One set of weights.
+
+    `context_size` is tokens per slot; None: the slots share what the model was trained for.
 
     `origin` is FILE:LINE of its definition, for messages; a definition that only moved is equal.
     """

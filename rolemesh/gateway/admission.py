@@ -43,11 +43,13 @@ class Admission:
         """Return how many requests wait for this alias."""
         return len(self._queues.get(alias, ()))
 
-    async def choose(self, alias: Alias, choose: Choose, deadline: float) -> Candidate:
+    async def choose(
+        self, alias: Alias, choose: Choose, *, deadline: float, waited_s: float = 0.0
+    ) -> Candidate:
         """Return a candidate as soon as `choose` finds one, in the order of arrival.
 
-        Raises QueueFull, or QueueTimeout at the limit or at `deadline`. The caller leases the
-        candidate before it awaits anything.
+        Raises QueueFull, or QueueTimeout at the limit or at `deadline`; the request has waited
+        `waited_s` before. The caller leases the candidate before it awaits anything.
         """
         queue = self._queues.get(alias)
         if not queue:
@@ -58,14 +60,14 @@ class Admission:
         if len(queue) >= self.limits.max_queue:
             msg = f"the queue for {alias} is full ({len(queue)} requests, limits.max_queue)"
             raise QueueFull(msg, retry_after_s=1.0)
-        return await self._wait(alias, queue, choose, deadline)
+        limit = self._loop.time() + self.limits.max_queue_wait_s - waited_s
+        return await self._wait(alias, queue, choose, until=min(deadline, limit))
 
     async def _wait(
-        self, alias: Alias, queue: deque[asyncio.Event], choose: Choose, deadline: float
+        self, alias: Alias, queue: deque[asyncio.Event], choose: Choose, *, until: float
     ) -> Candidate:
         woken = asyncio.Event()
         queue.append(woken)
-        until = min(deadline, self._loop.time() + self.limits.max_queue_wait_s)
         try:
             async with asyncio.timeout_at(until):
                 while True:

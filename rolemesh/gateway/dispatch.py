@@ -22,7 +22,7 @@ from rolemesh.errors import (
 from rolemesh.gateway.admission import Admission
 from rolemesh.gateway.health import HealthWatch
 from rolemesh.gateway.routing_table import Candidate, Target
-from rolemesh.gateway.selection import CandidateKey, Load, select_candidates
+from rolemesh.gateway.selection import CandidateKey, Load, Selection, select_candidates
 from rolemesh.gateway.tables import RoutingTables
 from rolemesh.names import Alias
 from rolemesh.relay.client import ClientStream, InboundRequest
@@ -104,7 +104,10 @@ class Dispatcher:
         since = self._loop.time()
         try:
             return await self._admission.choose(
-                trip.alias, lambda load: self._choose(trip, load), trip.deadline
+                trip.alias,
+                lambda load: self._choose(trip, load),
+                deadline=trip.deadline,
+                waited_s=trip.queue_s,
             )
         finally:
             trip.queue_s += self._loop.time() - since
@@ -125,16 +128,24 @@ class Dispatcher:
 
     def _choose(self, trip: Trip, load: Load) -> Candidate | None:
         """Pick the next candidate; None to wait for a slot."""
-        selection = select_candidates(
+        if trip.sent >= MAX_SENT:
+            raise _NoMoreCandidates
+        selection = self._select(trip, load)
+        if not (selection.chosen or selection.saturated) and _broke(trip.failure):
+            trip.failed.clear()  # a crash is over after a restart: once more, where it happened
+            selection = self._select(trip, load)
+        if not (selection.chosen or selection.saturated):
+            raise _NoMoreCandidates
+        return selection.chosen[0] if selection.chosen else None
+
+    def _select(self, trip: Trip, load: Load) -> Selection:
+        return select_candidates(
             self._target(trip),
             load,
             cost=trip.cost,
             failed=trip.failed,
             rotation=next(self._rotation),
         )
-        if trip.sent >= MAX_SENT or not (selection.chosen or selection.saturated):
-            raise _NoMoreCandidates
-        return selection.chosen[0] if selection.chosen else None
 
     async def _attempt(self, trip: Trip, candidate: Candidate, client: ClientStream) -> bool:
         """Make one attempt; tells whether the client got its answer."""
@@ -149,25 +160,26 @@ class Dispatcher:
                 bounds=self._bounds(trip),
                 reply_fields=lambda: _reply_fields(trip, candidate),
             )
-        except ConnectFailed as err:
-            self._note_failure(trip, candidate, err)
-            return False
-        except (UpstreamBroke, UpstreamTimeout) as err:
-            trip.sent += 1
-            may_still_run = isinstance(err, UpstreamTimeout) and not trip.body.stream
-            if client.started or may_still_run or self._loop.time() >= trip.deadline:
+        except UpstreamError as err:
+            self._health.suspect(candidate.upstream.name, candidate.upstream.node_id)
+            if not self._may_try_next(trip, err, client):
                 raise
-            self._note_failure(trip, candidate, err)
+            trip.failure = err
+            trip.failed.add(candidate.key)
             return False
         if isinstance(result, Refused):
             return self._take_refusal(trip, candidate, result.reply, client)
         trip.first_byte_at = result.first_byte_at
         return True
 
-    def _note_failure(self, trip: Trip, candidate: Candidate, error: UpstreamError) -> None:
-        trip.failure = error
-        trip.failed.add(candidate.key)
-        self._health.suspect(candidate.upstream.name, candidate.upstream.node_id)
+    def _may_try_next(self, trip: Trip, error: UpstreamError, client: ClientStream) -> bool:
+        """Tell whether another candidate may be tried after a failed attempt."""
+        if isinstance(error, ConnectFailed):
+            return True
+        trip.sent += 1
+        if client.started or self._loop.time() >= trip.deadline:
+            return False
+        return trip.body.stream or not isinstance(error, UpstreamTimeout)
 
     def _take_refusal(
         self, trip: Trip, candidate: Candidate, reply: Reply, client: ClientStream
@@ -220,6 +232,13 @@ def _reply_fields(trip: Trip, candidate: Candidate) -> Fields:
         ("X-RoleMesh-Attempts", str(trip.attempts)),
         ("X-RoleMesh-Queue-Ms", f"{trip.queue_s * 1000:.0f}"),
     )
+
+
+def _broke(failure: UpstreamError | Reply | None) -> bool:
+    """Tell whether the last attempt ended by a connection that broke off, here or behind a node."""
+    if isinstance(failure, Reply):
+        return failure.status == HTTPStatus.BAD_GATEWAY
+    return isinstance(failure, UpstreamBroke)
 
 
 def _is_slots_busy(reply: Reply) -> bool:

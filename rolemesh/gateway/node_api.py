@@ -4,6 +4,7 @@ import asyncio
 import ipaddress
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,7 @@ from rolemesh.config.settings import GatewaySettings
 from rolemesh.errors import BadRequest, NotAllowed, UnknownPath
 from rolemesh.gateway.access import GatewayAccess
 from rolemesh.gateway.registry import Registry, UnknownNode
-from rolemesh.names import NodeId
+from rolemesh.names import NODE_ID_PATTERN, NodeId
 from rolemesh.relay.application import peer_of
 from rolemesh.relay.replies import Reply, json_reply
 from rolemesh.runtime.listeners import is_loopback
@@ -46,6 +47,7 @@ class NodeApi:
         tree = await _body(request)
         try:
             report = NodeReport.from_json(tree)
+            _check_names(report)
             address = UpstreamAddress.parse_url(report.base_url)
         except jsonread.JsonError as err:
             raise BadRequest(str(err)) from err
@@ -94,6 +96,9 @@ class NodeApi:
     async def _checked(self, address: UpstreamAddress, peer: str) -> UpstreamAddress:
         """Return the advertised address with its name resolved once; raises NotAllowed."""
         host = await _resolve(address)
+        if ipaddress.ip_address(host).is_unspecified:
+            msg = f"base_url names {host}, which is no address to connect to (advertise_url)"
+            raise BadRequest(msg, param="base_url")
         if is_loopback(host) and not is_loopback(peer):
             msg = (
                 f"base_url names the loopback address {host}, but the request came from {peer}; "
@@ -110,10 +115,25 @@ class NodeApi:
 async def _resolve(address: UpstreamAddress) -> str:
     try:
         found = await asyncio.get_running_loop().getaddrinfo(address.host, address.port)
-    except (OSError, UnicodeError) as err:
+    except (OSError, ValueError) as err:
         msg = f"base_url: the name {address.host} cannot be resolved here"
         raise BadRequest(msg, param="base_url") from err
     return str(found[0][4][0])
+
+
+def _check_names(report: NodeReport) -> None:
+    """Raise JsonError for names that could not stand in a path, a header or the log."""
+    if not re.fullmatch(NODE_ID_PATTERN, report.node_id):
+        msg = f"node_id: expected {NODE_ID_PATTERN}, found {report.node_id!r}"
+        raise jsonread.JsonError(msg)
+    if not (report.api_key or "").isprintable():
+        msg = "api_key: expected printable characters"
+        raise jsonread.JsonError(msg)
+    for model in report.models:
+        for name in (model.model_id, *model.roles):
+            if not (name and name.isprintable()):
+                msg = f"models: expected a name of printable characters, found {name!r}"
+                raise jsonread.JsonError(msg)
 
 
 async def _body(request: web.Request) -> Mapping[str, Any]:

@@ -161,15 +161,18 @@ class Registry:
         Restored nodes are out of routing until they are heard of.
         """
         saved = jsonread.as_object(tree)
-        for element in jsonread.get_objects(saved, "nodes"):
-            report = NodeReport.from_json(element)
-            self._nodes[report.node_id] = Node(
-                report=report,
-                address=UpstreamAddress.parse_url(report.base_url),
-                state=NodeState.RESTORED,
-                heard_at=self._clock(),
-            )
+        nodes = [self._restored(element) for element in jsonread.get_objects(saved, "nodes")]
+        self._nodes.update({node.report.node_id: node for node in nodes})
         self._on_change()
+
+    def _restored(self, tree: Mapping[str, Any]) -> Node:
+        report = NodeReport.from_json(tree)
+        return Node(
+            report=report,
+            address=UpstreamAddress.parse_url(report.base_url),
+            state=NodeState.RESTORED,
+            heard_at=self._clock(),
+        )
 
 
 def _routed_on(node: Node) -> tuple[Any, ...]:

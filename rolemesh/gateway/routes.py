@@ -14,7 +14,7 @@ def gateway_routes(clients: ClientApi, nodes: NodeApi) -> list[web.RouteDef]:
         route("GET", "/health", clients.get_health),
         route("GET", "/ready", clients.get_ready),
         route("GET", "/v1/models", clients.get_models),
-        route("GET", "/v1/models/{alias}", clients.get_model),
+        route("GET", "/v1/models/{alias:.+}", clients.get_model),
         route("GET", "/models", clients.get_models),
         route("POST", "/v1/nodes/register", nodes.post_register),
         route("POST", "/v1/nodes/{node_id}/heartbeat", nodes.post_heartbeat),

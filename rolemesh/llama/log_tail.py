@@ -30,13 +30,14 @@ _PREFIX: Final = re.compile(r"^[0-9]+(?:\.[0-9]+){2,} [A-Z] ")
 class LogTail:
     """Splits a byte stream into lines and keeps the last ones; `line_count` is of all but OWN_CHECKS."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix.encode()
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._partial = b""
         self.line_count = 0
 
     def feed(self, chunk: bytes) -> bytes:
-        """Take the next bytes; return the lines they complete, as they are.
+        """Take the next bytes; return the lines they complete, each after the prefix.
 
         A line longer than MAX_LINE_BYTES is cut into several.
         """
@@ -46,7 +47,7 @@ class LogTail:
             self._partial = self._partial[MAX_LINE_BYTES:]
         for line in complete:
             self._keep(line)
-        return b"".join(line + b"\n" for line in complete)
+        return b"".join(self._prefix + line + b"\n" for line in complete)
 
     def end(self) -> bytes:
         """Return what is left of a last line without an end."""

@@ -22,7 +22,7 @@ from rolemesh.llama.runtime_files import RuntimeFiles, hold_lock
 from rolemesh.llama.server import LlamaServer, ServerEnded, open_server
 from rolemesh.names import InstanceName, parse_instance
 from rolemesh.runtime.daemon import EXIT_CONFIG, EXIT_FAILURE, EXIT_OK
-from rolemesh.runtime.log import setup_logging
+from rolemesh.runtime.log import setup_logging, stderr_is_journal
 from rolemesh.runtime.notify import Notifier, watchdog_interval_s
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
     N. 1: anything else. The reason is in the log and in STATUS.
     """
     options = _parse(arguments)
-    setup_logging()
+    setup_logging(options.instance)
     notifier = Notifier()
     try:
         files = RuntimeFiles.of(options.instance, os.environ)
@@ -136,7 +136,11 @@ async def _serve(job: Job, files: RuntimeFiles, notifier: Notifier) -> None:
         files.remove_socket()
         try:
             async with open_server(
-                job.command, lock_fd=lock_fd, sink=sys.stderr.buffer, told=notifier.status
+                job.command,
+                lock_fd=lock_fd,
+                sink=sys.stderr.buffer,
+                line_prefix="" if stderr_is_journal() else f"{job.instance}: ",
+                told=notifier.status,
             ) as server:
                 await _load_and_watch(
                     job, server, UpstreamAddress.unix(str(files.socket)), notifier
@@ -152,7 +156,7 @@ async def _load_and_watch(
         notifier.status(text)
         notifier.extend_timeout(extension_s)
 
-    logger.info("%s loads %s (from %s)", job.instance, job.model.model_id, job.source)
+    logger.info("loading %s (from %s)", job.model.model_id, job.source)
     loading = Loading(
         server=server,
         address=address,
@@ -164,7 +168,7 @@ async def _load_and_watch(
     )
     await loading.finish()
     serving = f"serving {job.model.model_id} (from {job.source})"
-    logger.info("%s is %s", job.instance, serving)
+    logger.info("%s", serving)
     notifier.ready(serving)
 
     def alive() -> None:

@@ -83,13 +83,18 @@ class LlamaServer:
 
 @contextlib.asynccontextmanager
 async def open_server(
-    command: ServerCommand, *, lock_fd: int, sink: BinaryIO, told: Callable[[str], None]
+    command: ServerCommand,
+    *,
+    lock_fd: int,
+    sink: BinaryIO,
+    line_prefix: str,
+    told: Callable[[str], None],
 ) -> AsyncIterator[LlamaServer]:
-    """Start a llama-server that inherits `lock_fd`; its log goes line by line to `sink`.
+    """Start a llama-server that inherits `lock_fd`.
 
-    Raises ServerEnded when the system has no room for a process.
+    Its log goes line by line to `sink`, each line after `line_prefix`. Raises ServerEnded when the system has no room for a process.
     """
-    log = LogTail()
+    log = LogTail(line_prefix)
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     os.set_blocking(write_fd, True)
     reader = _LogReader(read_fd, log, sink)

@@ -11,6 +11,7 @@ inbound   accepts connections and owns the requests under way
 request   incremental reader of a client's request
 upstream  connections to upstreams and their pool
 response  incremental reader of an upstream's response
+events    which bytes of an SSE stream are comments
 exchange  one attempt: a request to one upstream, its answer to the client
 replies   errors as OpenAI-shaped HTTP replies
 fetch     small requests of our own (probes, reports)

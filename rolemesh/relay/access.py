@@ -55,12 +55,19 @@ def _within(peer: str, networks: tuple[Network, ...]) -> bool:
 
 def _require_local(host: str | None, origin: str | None) -> None:
     for name, value in (("Host", host and f"//{host}"), ("Origin", origin)):
-        if value and not _is_local(urlsplit(value).hostname):
+        if value and not _is_local(_hostname(value)):
             msg = (
                 f"the {name} header names another machine ({value.removeprefix('//')}); without "
                 "keys only local callers are served"
             )
             raise NotAllowed(msg)
+
+
+def _hostname(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
 
 
 @lru_cache(maxsize=1024)

@@ -3,14 +3,38 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from rolemesh import errors
 from rolemesh.names import RequestId
 from rolemesh.relay.replies import Reply, error_event, error_reply
 
-if TYPE_CHECKING:
-    from rolemesh.relay.connection import ClientConnection
+
+class ReplySink(Protocol):
+    """The connection, as the reply to one of its requests sees it."""
+
+    gone: bool
+
+    def wants_keep_alive(self) -> bool:
+        """Tell whether the connection stays open after this reply."""
+
+    def write(self, data: bytes) -> None:
+        """Write raw bytes to the client."""
+
+    def write_reply(self, reply: Reply, request_id: RequestId) -> None:
+        """Write a whole reply and go on to the next request."""
+
+    def reply_done(self) -> None:
+        """Go on to the next request, or close."""
+
+    def close(self) -> None:
+        """Close once all that was written is sent."""
+
+    def reset(self) -> None:
+        """Close in a way that no client takes for a proper end."""
+
+    def set_source(self, source: asyncio.Transport | None) -> None:
+        """Name the transport that pauses while this client cannot take more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +51,7 @@ class InboundRequest:
     def field(self, name: str) -> str | None:
         """Return the value of the header `name` (lower case), None when it was not sent."""
         value = self.fields.get(name.encode())
-        return None if value is None else value.decode("latin-1")
+        return None if value is None else value.decode("utf-8", "surrogateescape")
 
 
 FrameEvent = Callable[[bytes], bytes | None]
@@ -43,7 +67,7 @@ class ClientStream:
 
     __slots__ = ("_connection", "_frame_event", "done", "http_minor", "request_id", "status")
 
-    def __init__(self, connection: "ClientConnection", request_id: RequestId, minor: int) -> None:
+    def __init__(self, connection: ReplySink, request_id: RequestId, minor: int) -> None:
         self._connection = connection
         self._frame_event: FrameEvent | None = None
         self.request_id = request_id
@@ -68,9 +92,9 @@ class ClientStream:
 
     def send(self, reply: Reply) -> None:
         """Write a whole reply."""
+        self._connection.write_reply(reply, self.request_id)
         self.status = reply.status
         self.done = True
-        self._connection.write_reply(reply, self.request_id)
 
     def begin(self, status: int, head_and_data: bytes, frame_event: FrameEvent | None) -> None:
         """Write the head of a relayed reply and the first of its data.
@@ -86,10 +110,10 @@ class ClientStream:
         """Write more of a relayed reply."""
         self._connection.write(data)
 
-    def end(self, *, keep_alive: bool) -> None:
+    def end(self) -> None:
         """Mark a relayed reply as whole."""
         self.done = True
-        self._connection.reply_done(keep_alive=keep_alive)
+        self._connection.reply_done()
 
     def fail(self, error: errors.RoleMeshError) -> None:
         """Report an error in place of the reply, or of its rest."""
@@ -99,11 +123,15 @@ class ClientStream:
             self.send(error_reply(error, self.request_id))
             return
         self.done = True
-        if self._frame_event is not None:
-            framed = self._frame_event(error_event(error, self.request_id))
-            if framed is not None:
-                self._connection.write(framed)
-        self._connection.close()
+        frame = self._frame_event
+        event = frame(error_event(error, self.request_id)) if frame is not None else None
+        if event is not None:
+            self._connection.write(event)
+            self._connection.close()
+        elif self.http_minor == 0:
+            self._connection.reset()  # for HTTP/1.0 a close is a proper end
+        else:
+            self._connection.close()
 
     def set_source(self, source: asyncio.Transport | None) -> None:
         """Name the transport to pause while the client reads more slowly than it sends."""

@@ -6,18 +6,19 @@ all, to aiohttp, which closes it after its reply.
 
 import asyncio
 import logging
+import socket
+import struct
+from collections.abc import Callable, Container
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol, cast
 
 from rolemesh import errors
+from rolemesh.config.settings import Limits
 from rolemesh.names import RequestId, new_request_id
 from rolemesh.relay.client import ClientStream, InboundRequest
 from rolemesh.relay.headers import encode_fields, status_line
 from rolemesh.relay.replies import Fields, Reply, error_reply
 from rolemesh.relay.request import RequestReader, read_head
-
-if TYPE_CHECKING:
-    from rolemesh.relay.inbound import InboundServer
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +28,44 @@ KEEP_ALIVE_S: Final = 75.0
 BODY_STALL_S: Final = 60.0
 """How long a client may pause while it sends a body."""
 
+LINGER_S: Final = 2.0
+"""How long a refused client may go on sending before the connection is cut."""
+
 _PIPELINE_BYTES: Final = 65536
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger: on, for 0 seconds
+
+
+class Acceptor(Protocol):
+    """The server that accepted a connection, as the connection sees it.
+
+    `paths` are the inference paths; `other` makes the protocol that takes every other request.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    clock: Callable[[], float]
+    paths: Container[str]
+    other: Callable[[], asyncio.Protocol]
+    limits: Limits
+    draining: bool
+
+    def adopt(self, connection: "ClientConnection") -> None:
+        """Count a connection as open."""
+
+    def forget(self, connection: "ClientConnection") -> None:
+        """Count it no longer."""
+
+    def claim_request_id(self, wanted: bytes | None) -> RequestId:
+        """Return the client's request id, or one of ours."""
+
+    def start(self, request: InboundRequest, stream: ClientStream) -> asyncio.Task[None]:
+        """Start the program's handler for a request."""
 
 
 class _State(Enum):
     HEAD = "head"
     BODY = "body"
     REPLY = "reply"
+    LINGER = "linger"
     CLOSED = "closed"
 
 
@@ -55,7 +87,7 @@ class ClientConnection(asyncio.Protocol):
         "peer",
     )
 
-    def __init__(self, server: "InboundServer") -> None:
+    def __init__(self, server: Acceptor) -> None:
         self._server = server
         self._state = _State.HEAD
         self._buffer = b""
@@ -68,13 +100,12 @@ class ClientConnection(asyncio.Protocol):
     # -- asyncio.Protocol ------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)
         peer = transport.get_extra_info("peername")
         self.peer: str = peer[0] if isinstance(peer, tuple) else "unix"
         self._since = self._server.clock()
-        self._server.connections.add(self)
-        self._arm_timer(self._server.limits.header_timeout_s)
+        self._server.adopt(self)
+        self._arm_timer(KEEP_ALIVE_S)
 
     def data_received(self, data: bytes) -> None:
         if self._state is _State.REPLY:
@@ -116,6 +147,8 @@ class ClientConnection(asyncio.Protocol):
         try:
             head = read_head(self._buffer, limits.max_header_bytes)
             if head is None:
+                self._timer.cancel()
+                self._arm_timer(self._since + limits.header_timeout_s - self._server.clock())
                 return
             if head.method != "POST" or head.path not in self._server.paths:
                 self._hand_on(self._buffer)
@@ -154,9 +187,16 @@ class ClientConnection(asyncio.Protocol):
         self._task = server.start(request, stream)
 
     def _buffer_pipelined(self, data: bytes) -> None:
-        self._buffer += data
+        """Keep the next request for later, as far as it is small; else close after this reply.
+
+        Reading goes on in any case: without it the client's leaving would not be noticed.
+        """
+        assert self._reader is not None
+        if self._reader.keep_alive:
+            self._buffer += data
         if len(self._buffer) > _PIPELINE_BYTES:
-            self._transport.pause_reading()
+            self._reader.keep_alive = False
+            self._buffer = b""
 
     # -- writing a reply -------------------------------------------------------------------
 
@@ -166,28 +206,20 @@ class ClientConnection(asyncio.Protocol):
 
     def write_reply(self, reply: Reply, request_id: RequestId) -> None:
         """Write a whole reply and go on to the next request."""
-        keep = self.wants_keep_alive()
-        fields: Fields = (
-            *reply.fields,
-            ("Content-Length", str(len(reply.body))),
-            ("X-Request-Id", request_id),
-            ("Connection", "keep-alive" if keep else "close"),
-        )
-        self.write(status_line(reply.status) + encode_fields(fields) + b"\r\n" + reply.body)
-        self.reply_done(keep_alive=keep)
+        self.write(_reply_bytes(reply, request_id, keep_alive=self.wants_keep_alive()))
+        self.reply_done()
 
-    def reply_done(self, *, keep_alive: bool) -> None:
+    def reply_done(self) -> None:
         """Go on to the next request, or close."""
         self._task = None
         self.set_source(None)
-        if not (keep_alive and self.wants_keep_alive()) or self.gone:
+        if self.gone or not self.wants_keep_alive():
             self.close()
             return
         self._reader = None
         self._state = _State.HEAD
         self._since = self._server.clock()
         if self._buffer:
-            self._transport.resume_reading()
             self._server.loop.call_soon(self._next_request)
 
     def _next_request(self) -> None:
@@ -196,9 +228,12 @@ class ClientConnection(asyncio.Protocol):
 
     def set_source(self, source: asyncio.Transport | None) -> None:
         """Name the transport that pauses while this client cannot take more."""
-        self._source = source
-        if source is not None and self._paused:
-            source.pause_reading()
+        before, self._source = self._source, source
+        if self._paused:
+            if before is not None and not before.is_closing():
+                before.resume_reading()  # it may serve another client next
+            if source is not None:
+                source.pause_reading()
 
     def wants_keep_alive(self) -> bool:
         """Tell whether the client keeps the connection, which the reply's head has to say."""
@@ -208,11 +243,21 @@ class ClientConnection(asyncio.Protocol):
     # -- ends ------------------------------------------------------------------------------
 
     def _refuse(self, error: errors.RequestError) -> None:
-        """Answer what never became a request, and close: what follows cannot be trusted."""
-        self._reader = None
+        """Answer what never became a request, and close: what follows cannot be trusted.
+
+        A client that still sends would not read the answer if the connection were reset at once
+        (RFC 9112 section 9.6), so what it sends is taken in for a moment.
+        """
         logger.info("refused a request from %s: %s", self.peer, error)
         request_id = new_request_id()
-        self.write_reply(error_reply(error, request_id), request_id)
+        self.write(_reply_bytes(error_reply(error, request_id), request_id, keep_alive=False))
+        self._transport.write_eof()
+        self._reader = None
+        self._buffer = b""
+        self._state = _State.LINGER
+        self._since = self._server.clock()
+        self._timer.cancel()
+        self._arm_timer(LINGER_S)
 
     def _hand_on(self, data: bytes) -> None:
         """Give this connection to aiohttp, which closes it after its reply."""
@@ -237,6 +282,12 @@ class ClientConnection(asyncio.Protocol):
         """Close now."""
         self._transport.abort()
 
+    def reset(self) -> None:
+        """Close now, and in such a way that the client sees an error."""
+        own_socket = self._transport.get_extra_info("socket")
+        own_socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self.abort()
+
     def _leave(self) -> None:
         """The client is gone: its request ends here."""
         self._forget()
@@ -248,7 +299,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _forget(self) -> None:
         self._timer.cancel()
-        self._server.connections.discard(self)
+        self._server.forget(self)
 
     # -- patience --------------------------------------------------------------------------
 
@@ -257,22 +308,30 @@ class ClientConnection(asyncio.Protocol):
 
     def _check_patience(self) -> None:
         """Bound how long a client may be slow; one timer a connection, re-armed when it fires."""
-        waited = self._server.clock() - self._since
-        allowed = self._patience_s()
-        if waited < allowed:
-            self._arm_timer(allowed - waited)
+        if self._state is _State.REPLY:
+            self._since = self._server.clock()  # the reply has timeouts of its own
+        left = self._since + self._patience_s() - self._server.clock()
+        if left > 0:
+            self._arm_timer(left)
+        elif self._state in (_State.LINGER, _State.CLOSED):
+            self.abort()
         elif self._state is _State.HEAD and not self._buffer:
             self.close()
             self._arm_timer(BODY_STALL_S)
-        elif self._state is _State.CLOSED:
-            self.abort()
         else:
             self._refuse(errors.RequestTooSlow("the request did not arrive in time"))
-            self._arm_timer(BODY_STALL_S)
 
     def _patience_s(self) -> float:
         if self._state is _State.HEAD:
             return self._server.limits.header_timeout_s if self._buffer else KEEP_ALIVE_S
-        if self._state is _State.REPLY:
-            self._since = self._server.clock()  # the reply has timeouts of its own
-        return BODY_STALL_S
+        return LINGER_S if self._state is _State.LINGER else BODY_STALL_S
+
+
+def _reply_bytes(reply: Reply, request_id: RequestId, *, keep_alive: bool) -> bytes:
+    fields: Fields = (
+        *reply.fields,
+        ("Content-Length", str(len(reply.body))),
+        ("X-Request-Id", request_id),
+        ("Connection", "keep-alive" if keep_alive else "close"),
+    )
+    return status_line(reply.status) + encode_fields(fields) + b"\r\n" + reply.body

@@ -102,9 +102,9 @@ class RequestBody:
             position = self._text.index("{") + 1
             inserted = json.dumps(added, ensure_ascii=False)[1:-1]
             pieces.append(self._text[:position] + inserted + ("," if self._members else ""))
-        if model is not None and model != self.model:
+        if model is not None:
             for member in self._members:
-                if member.key == "model":
+                if member.key == "model" and member.value != model:
                     pieces += (self._text[position : member.start], json.dumps(model))
                     position = member.end
         pieces.append(self._text[position:])

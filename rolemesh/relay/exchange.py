@@ -6,7 +6,6 @@ there on bytes pass as they come, and a break is the client's to see.
 """
 
 import asyncio
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -16,7 +15,8 @@ from typing import Final
 from rolemesh.address import UpstreamAddress
 from rolemesh.errors import StreamBroken, UpstreamBroke, UpstreamError, UpstreamTimeout
 from rolemesh.relay.client import ClientStream
-from rolemesh.relay.headers import DROPPED_FROM_REPLY, encode_fields, status_line
+from rolemesh.relay.events import EventLines
+from rolemesh.relay.headers import encode_fields, end_to_end, status_line
 from rolemesh.relay.replies import Fields, Reply
 from rolemesh.relay.response import Framing, ResponseError, ResponseReader
 from rolemesh.relay.upstream import UpstreamConnection, UpstreamPool
@@ -25,8 +25,6 @@ HELD_LIMIT_BYTES: Final = 256 * 1024
 """How much of an answer is held before its first byte (comments), or of a refusal's body."""
 
 _EVENT_STREAM: Final = b"text/event-stream"
-_ONLY_COMMENTS: Final = re.compile(rb"(?:(?::[^\r\n]*)?(?:\r\n|\n|\r))*+(?::[^\r\n]*)?")
-_COMMENT_CHUNK: Final = re.compile(rb"(?:[0-9a-fA-F]+\r\n)?(?:(?::[^\r\n]*)?(?:\r\n|\n|\r))*+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,9 +119,9 @@ class _Exchange:
         self._reply_fields = reply_fields
         self._reader = ResponseReader()
         self._phase = _Phase.HOLD
-        self._held: list[bytes] = []
-        self._held_bytes = 0
-        self._is_event_stream = False
+        self._held = bytearray()
+        self._held_body = bytearray()
+        self._lines: EventLines | None = None
         self._reframe: Callable[[bytes], bytes] | None = None
         self._first_byte_at = 0.0
         self._done: asyncio.Future[Relayed | Refused] = self._loop.create_future()
@@ -140,7 +138,10 @@ class _Exchange:
         connection.receiver = self
         self._alive_at = self._loop.time()
         self._arm(self._alive_at + self._bounds.first_byte_s)
-        connection.transport.write(_request_bytes(connection.address, outbound))
+        if connection.closed:
+            self._break("the connection closed at once")
+        else:
+            connection.transport.write(_request_bytes(connection.address, outbound))
         try:
             return await self._done
         finally:
@@ -156,6 +157,7 @@ class _Exchange:
         """Take bytes of the answer."""
         self.silent = False
         if self._phase is _Phase.OVER:
+            self._connection.abort()  # more than the answer: it cannot serve another request
             return
         try:
             raw = self._reader.feed(data)
@@ -169,9 +171,12 @@ class _Exchange:
         if self._reader.complete:
             self._finish()
 
-    def upstream_closed(self) -> None:
+    def upstream_closed(self, cause: Exception | None) -> None:
         """Learn that the upstream closed."""
         if self._phase is _Phase.OVER:
+            return
+        if cause is not None:
+            self._break(str(cause))
             return
         try:
             self._reader.end()
@@ -184,38 +189,33 @@ class _Exchange:
 
     def _hold(self, raw: bytes) -> None:
         reader = self._reader
-        self._held.append(raw)
-        self._held_bytes += len(raw)
-        if reader.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            if self._held_bytes > HELD_LIMIT_BYTES:
-                self._break("the error reply is too large")
-            return
-        is_event_stream = reader.field(b"content-type").startswith(_EVENT_STREAM)
-        if not reader.decoded:
-            return
-        if is_event_stream and _ONLY_COMMENTS.fullmatch(reader.decoded):
-            if self._held_bytes > HELD_LIMIT_BYTES:
-                self._break("only comments before the first byte")
-            return
-        self._release()
+        if not self._held and reader.field(b"content-type").lower().startswith(_EVENT_STREAM):
+            self._lines = EventLines()
+        decoded = reader.take_decoded()
+        self._held += raw
+        self._held_body += decoded
+        is_error = reader.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        if not is_error and self._has_content(decoded):
+            self._release()
+        elif len(self._held) > HELD_LIMIT_BYTES:
+            self._break("the error reply is too large" if is_error else "nothing but comments")
+
+    def _has_content(self, decoded: bytes) -> bool:
+        return self._lines.has_content(decoded) if self._lines is not None else bool(decoded)
 
     def _release(self) -> None:
         """Write the held head and bytes to the client: from here on the answer is the client's."""
         reader, client = self._reader, self._client
         self._phase = _Phase.STREAM
         self._first_byte_at = self._alive_at = self._loop.time()
-        self._is_event_stream = reader.field(b"content-type").startswith(_EVENT_STREAM)
-        data = b"".join(self._held)
-        self._held.clear()
-        framing = self._choose_framing()
+        head = self._head(self._choose_framing())
+        data = bytes(self._held)
         if self._reframe is not None:
-            data = self._reframe(bytes(reader.decoded))
-        reader.collect = self._reframe is not None
-        reader.decoded.clear()
-        head = self._head(framing)
-        client.begin(
-            reader.status, head + data, self._frame_event if self._is_event_stream else None
-        )
+            data = self._reframe(bytes(self._held_body))
+        self._held.clear()
+        self._held_body.clear()
+        reader.collect = self._lines is not None or self._reframe is not None
+        client.begin(reader.status, head + data, self._frame_event if self._lines else None)
         client.set_source(self._connection.transport)
         self._timer.cancel()
         self._arm(self._alive_at + self._bounds.idle_s)
@@ -223,8 +223,10 @@ class _Exchange:
     def _choose_framing(self) -> bytes:
         """Return the framing header; what the client cannot read as it came is re-framed."""
         reader = self._reader
+        if reader.status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
+            return b""
         if reader.framing is Framing.LENGTH:
-            return b"Content-Length: " + (reader.field(b"content-length") or b"0") + b"\r\n"
+            return b"Content-Length: %d\r\n" % reader.length
         if self._client.http_minor == 0:
             self._reframe = bytes
             return b""
@@ -234,11 +236,7 @@ class _Exchange:
 
     def _head(self, framing: bytes) -> bytes:
         reader = self._reader
-        passed = b"".join(
-            b"%b: %b\r\n" % (name, value)
-            for name, value in reader.fields
-            if name not in DROPPED_FROM_REPLY
-        )
+        passed = end_to_end(reader.fields)
         added = encode_fields((("X-Request-Id", self._client.request_id), *self._reply_fields()))
         connection = b"" if self._client.keeps_alive else b"Connection: close\r\n"
         return status_line(reader.status) + passed + added + framing + connection + b"\r\n"
@@ -246,11 +244,11 @@ class _Exchange:
     # -- after it --------------------------------------------------------------------------
 
     def _pass_on(self, raw: bytes) -> None:
-        if not self._is_event_stream or b"data:" in raw or not _COMMENT_CHUNK.fullmatch(raw):
+        decoded = self._reader.take_decoded()
+        if self._lines is None or self._lines.has_content(decoded):
             self._alive_at = self._loop.time()  # comments are no sign of progress
         if self._reframe is not None:
-            raw = self._reframe(bytes(self._reader.decoded))
-            self._reader.decoded.clear()
+            raw = self._reframe(decoded)
         if raw:
             self._client.write(raw)
 
@@ -269,7 +267,7 @@ class _Exchange:
             kind = reader.field(b"content-type").decode("latin-1") or "application/json"
             reply = Reply(
                 status=reader.status,
-                body=bytes(reader.decoded),
+                body=bytes(self._held_body),
                 fields=(("Content-Type", kind), *_retry_after(reader)),
             )
             self._settle(Refused(reply=reply))
@@ -278,7 +276,7 @@ class _Exchange:
             self._release()
         if self._reframe is _chunk:
             self._client.write(b"0\r\n\r\n")
-        self._client.end(keep_alive=True)
+        self._client.end()
         self._settle(Relayed(status=reader.status, first_byte_at=self._first_byte_at))
 
     def _break(self, what: str) -> None:

@@ -44,8 +44,11 @@ class _Collector:
         elif self._reader.complete:
             self._settle()
 
-    def upstream_closed(self) -> None:
+    def upstream_closed(self, cause: Exception | None) -> None:
         """Learn that the upstream closed."""
+        if cause is not None:
+            self._fail(str(cause))
+            return
         try:
             self._reader.end()
         except ResponseError as err:

@@ -6,6 +6,7 @@ refused.
 """
 
 import re
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Final
 
@@ -36,10 +37,14 @@ DROPPED_FROM_REPLY: Final = frozenset(
         b"transfer-encoding",
         b"upgrade",
         b"content-length",
-        # what an upstream says about itself and who may call it does not hold for us
+        # what an upstream (or an agent) says about itself and its callers does not hold for us
         b"server",
         b"date",
         b"x-request-id",
+        b"x-rolemesh-attempts",
+        b"x-rolemesh-model",
+        b"x-rolemesh-node",
+        b"x-rolemesh-queue-ms",
         b"access-control-allow-origin",
         b"access-control-allow-credentials",
         b"access-control-allow-methods",
@@ -59,6 +64,22 @@ def status_line(status: int) -> bytes:
     except ValueError:
         phrase = ""
     return b"HTTP/1.1 %d %b\r\n" % (status, phrase.encode())
+
+
+def end_to_end(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return the lines of those headers of an upstream's response that cross this hop.
+
+    Left out are DROPPED_FROM_REPLY and what the upstream itself named in Connection.
+    """
+    fields = tuple(fields)
+    named = {
+        option.strip()
+        for name, value in fields
+        if name == b"connection"
+        for option in value.lower().split(b",")
+    }
+    dropped = DROPPED_FROM_REPLY | named
+    return b"".join(b"%b: %b\r\n" % field for field in fields if field[0] not in dropped)
 
 
 def encode_fields(fields: tuple[tuple[str, str], ...]) -> bytes:

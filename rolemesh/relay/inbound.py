@@ -6,7 +6,7 @@ Each request runs in a task of its own; a client that leaves, a half close inclu
 import asyncio
 import logging
 from collections.abc import Callable, Container, Coroutine
-from typing import Any
+from typing import Any, Final
 
 from rolemesh import errors
 from rolemesh.config.settings import Limits
@@ -16,6 +16,9 @@ from rolemesh.relay.connection import ClientConnection
 from rolemesh.runtime.tasks import TaskScope
 
 logger = logging.getLogger(__name__)
+
+LAST_WORDS_S: Final = 1.0
+"""How long clients whose requests are ended may take to read why."""
 
 Handle = Callable[[InboundRequest, ClientStream], Coroutine[Any, Any, None]]
 
@@ -46,12 +49,15 @@ class InboundServer:
         self._handle = handle
         self._scope = scope
         self._live: dict[RequestId, asyncio.Task[None]] = {}
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._quiet = asyncio.Event()
 
     def __call__(self) -> ClientConnection:
         """Return the protocol for a new connection."""
         return ClientConnection(self)
+
+    def adopt(self, connection: ClientConnection) -> None:
+        """Count a connection as open."""
+        self.connections.add(connection)
 
     def claim_request_id(self, wanted: bytes | None) -> RequestId:
         """Return the client's request id if it is sane, with a suffix while another one lives."""
@@ -64,12 +70,34 @@ class InboundServer:
 
     def start(self, request: InboundRequest, stream: ClientStream) -> asyncio.Task[None]:
         """Start the program's handler for a request."""
-        task = self._scope.start(self._serve(request, stream), name=request.request_id)
-        self._live[request.request_id] = task
-        self._idle.clear()
+        request_id = request.request_id
+        task = self._scope.start(self._serve(request, stream), name=request_id)
+        self._live[request_id] = task
+        # A task cancelled before its first step runs no line of `_serve`: not even a `finally`.
+        task.add_done_callback(lambda _: self._ended(request_id))
         return task
 
+    def _ended(self, request_id: RequestId) -> None:
+        del self._live[request_id]
+        self._note_quiet()
+
+    def forget(self, connection: ClientConnection) -> None:
+        """Note that a connection is closed, or handed on."""
+        self.connections.discard(connection)
+        self._note_quiet()
+
+    def _note_quiet(self) -> None:
+        if self.draining and not self._live and not self.connections:
+            self._quiet.set()
+
     async def _serve(self, request: InboundRequest, stream: ClientStream) -> None:
+        try:
+            await self._answer(request, stream)
+        except Exception:
+            logger.exception("request %s failed inside RoleMesh", request.request_id)
+            stream.fail(errors.RoleMeshError("internal error; the journal has the details"))
+
+    async def _answer(self, request: InboundRequest, stream: ClientStream) -> None:
         try:
             await self._handle(request, stream)
         except errors.RoleMeshError as error:
@@ -78,27 +106,31 @@ class InboundServer:
             if not stream.client_gone:
                 stream.fail(_shutting_down())
             raise
-        except Exception:
-            logger.exception("request %s failed inside RoleMesh", request.request_id)
-            stream.fail(errors.RoleMeshError("internal error; the journal has the details"))
-        finally:
-            del self._live[request.request_id]
-            if not self._live:
-                self._idle.set()
 
     async def drain(self, timeout_s: float) -> None:
-        """Close idle connections, let requests finish for `timeout_s`, then end them."""
+        """Close idle connections, let requests finish for `timeout_s`, then end them.
+
+        A request has finished once its client has taken the whole reply.
+        """
         self.draining = True
         for connection in tuple(self.connections):
             connection.close_if_idle()
+        self._note_quiet()
+        if await self._quiet_within(timeout_s):
+            return
+        logger.warning("%d requests did not finish in %g s", len(self._live), timeout_s)
+        for task in self._live.values():
+            task.cancel()
+        await self._quiet_within(LAST_WORDS_S)
+        for connection in tuple(self.connections):
+            connection.abort()
+
+    async def _quiet_within(self, seconds: float) -> bool:
         try:
-            async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
+            async with asyncio.timeout(seconds):
+                return await self._quiet.wait()
         except TimeoutError:
-            logger.warning("%d requests did not finish in %g s", len(self._live), timeout_s)
-            for task in self._live.values():
-                task.cancel()
-            await asyncio.wait(self._live.values(), timeout=1.0)
+            return False
 
 
 def _shutting_down() -> errors.RoleMeshError:

@@ -25,7 +25,7 @@ class Reply:
 
 def json_reply(tree: Any, status: int = HTTPStatus.OK) -> Reply:
     """Return a reply with a JSON body."""
-    return Reply(status=status, body=json.dumps(tree, ensure_ascii=False).encode())
+    return Reply(status=status, body=_encoded(tree))
 
 
 def status_of(error: errors.RoleMeshError) -> int:
@@ -66,7 +66,7 @@ def error_reply(error: errors.RoleMeshError, request_id: RequestId) -> Reply:
         fields += (("Allow", ", ".join(error.allowed)),)
     if isinstance(error, errors.NotAuthenticated):
         fields += (("WWW-Authenticate", 'Bearer realm="rolemesh"'),)
-    body = json.dumps(error_object(error, request_id), ensure_ascii=False).encode()
+    body = _encoded(error_object(error, request_id))
     return Reply(status=status_of(error), body=body, fields=fields)
 
 
@@ -75,7 +75,12 @@ def error_event(error: errors.RoleMeshError, request_id: RequestId) -> bytes:
 
     The leading blank line ends an event that broke off in the middle.
     """
-    return b"\n\ndata: %b\n\n" % json.dumps(error_object(error, request_id)).encode()
+    return b"\n\ndata: %b\n\n" % _encoded(error_object(error, request_id))
+
+
+def _encoded(tree: Any) -> bytes:
+    # ASCII: what a client sent, and an error repeats, may hold a surrogate that UTF-8 cannot.
+    return json.dumps(tree).encode("ascii")
 
 
 _SHAPES: tuple[tuple[type[errors.RoleMeshError], int, str, str], ...] = (

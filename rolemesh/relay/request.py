@@ -64,9 +64,8 @@ class RequestReader:
         "_left",
         "_max_body_bytes",
         "_parser",
-        "_parts",
+        "_received",
         "_repeated",
-        "_size",
         "complete",
         "fields",
         "head",
@@ -78,8 +77,7 @@ class RequestReader:
         self.fields: dict[bytes, bytes] = {}
         self.complete = False
         self._max_body_bytes = max_body_bytes
-        self._parts: list[bytes] = []
-        self._size = 0
+        self._received = bytearray()
         self._repeated = b""
         self._chunked = False
         self._parser = httptools.HttpRequestParser(self)
@@ -97,21 +95,23 @@ class RequestReader:
     @property
     def body(self) -> bytes:
         """Return the whole body."""
-        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        return bytes(self._received)
 
     @property
     def expects_continue(self) -> bool:
         """Tell whether the client waits for `100 Continue` before it sends the body."""
-        return not self.complete and self.fields.get(b"expect", b"").lower() == b"100-continue"
+        expected = self.fields.get(b"expect", b"").lower()
+        return not self.complete and self.head.minor == 1 and expected == b"100-continue"
 
     def feed(self, data: bytes) -> bytes:
         """Take body bytes; returns those that belong to the next request."""
         if self._chunked:
-            self._feed_chunks(data)
+            if data:  # old httptools takes b"" for the end of the connection
+                self._feed_chunks(data)
             return b""
         body, rest = data[: self._left], data[self._left :]
         self._left -= len(body)
-        self._parts.append(body)
+        self._received += body
         self.complete = self._left == 0
         return rest
 
@@ -137,8 +137,7 @@ class RequestReader:
     def on_body(self, data: bytes) -> None:
         """Collect one decoded piece of a chunked body."""
         if not self.complete:
-            self._size += len(data)
-            self._parts.append(data)
+            self._received += data
 
     def on_message_complete(self) -> None:
         """Note the end of a chunked body."""
@@ -174,7 +173,7 @@ class RequestReader:
                 msg = "the chunked body is malformed"
                 raise BadRequest(msg) from err
             self.keep_alive = False
-        if self._size > self._max_body_bytes:
+        if len(self._received) > self._max_body_bytes:
             raise BodyTooLarge(self._max_body_bytes)
 
 

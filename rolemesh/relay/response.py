@@ -29,14 +29,15 @@ class Framing(Enum):
 class ResponseReader:
     """Reads one response; informational (1xx) ones before it are skipped.
 
-    `status`, `fields` (names in lower case) and `framing` are valid once `head_done`. While
-    `collect` is set, decoded body bytes gather in `decoded`.
+    `status`, `fields` (names in lower case), `framing` and `length` (with Framing.LENGTH) are valid
+    once `head_done`. While `collect` is set, decoded body bytes gather in `decoded`.
     """
 
     __slots__ = (
         "_head",
         "_in_chunk",
         "_left",
+        "_line_is_over",
         "_overrun",
         "_parser",
         "_reusable",
@@ -46,6 +47,7 @@ class ResponseReader:
         "fields",
         "framing",
         "head_done",
+        "length",
         "status",
     )
 
@@ -57,9 +59,11 @@ class ResponseReader:
         self.complete = False
         self.collect = True
         self.decoded = bytearray()
+        self.length = 0
         self._head = b""
         self._left = 0
         self._in_chunk = False
+        self._line_is_over = True
         self._overrun = False
         self._reusable = False
 
@@ -71,14 +75,17 @@ class ResponseReader:
     @property
     def between_chunks(self) -> bool:
         """Tell whether a chunk of our own could be written where the stream stands."""
-        return self.framing is not Framing.LENGTH and not self._in_chunk
+        return self.framing is not Framing.LENGTH and not self._in_chunk and self._line_is_over
 
     def field(self, name: bytes) -> bytes:
-        """Return a header's value, b"" when there is none."""
-        for key, value in self.fields:
-            if key == name:
-                return value
-        return b""
+        """Return a header's value, b"" when there is none, several joined by commas."""
+        return b", ".join(value for key, value in self.fields if key == name)
+
+    def take_decoded(self) -> bytes:
+        """Return what has gathered in `decoded` since the last call, and empty it."""
+        taken = bytes(self.decoded)
+        self.decoded.clear()
+        return taken
 
     # -- httptools callbacks ---------------------------------------------------------------
 
@@ -115,7 +122,8 @@ class ResponseReader:
     def feed(self, data: bytes) -> bytes:
         """Take bytes from the upstream and return the raw body bytes among them.
 
-        Raises ResponseError when they are not a proper response, or go on after its end.
+        Raises ResponseError when they are not a proper response. Bytes after the end of a counted
+        body are dropped; behind a chunked one, in the same data, they are an error.
         """
         if not self.head_done:
             data = self._feed_head(data)
@@ -123,15 +131,13 @@ class ResponseReader:
                 return b""
         if self.framing is Framing.CHUNKED:
             return self._feed_chunked(data)
+        if self.framing is Framing.LENGTH:
+            self._overrun = len(data) > self._left
+            data = data[: self._left]
+            self._left -= len(data)
+            self.complete = self._left == 0
         if self.collect:
-            self.decoded += data[: self._left] if self.framing is Framing.LENGTH else data
-        if self.framing is Framing.CLOSE:
-            return data
-        self._left -= len(data)
-        if self._left < 0:
-            msg = "data after the end of the response"
-            raise ResponseError(msg)
-        self.complete = self._left == 0
+            self.decoded += data
         return data
 
     def end(self) -> None:
@@ -144,6 +150,7 @@ class ResponseReader:
 
     def _feed_chunked(self, data: bytes) -> bytes:
         if data:
+            self._line_is_over = data.endswith(b"\n")
             try:
                 self._parser.feed_data(data)
             except httptools.HttpParserError as err:
@@ -155,27 +162,25 @@ class ResponseReader:
         return data
 
     def _feed_head(self, data: bytes) -> bytes:
+        """Take bytes of the head; returns those behind it once it is whole."""
         self._head += data
-        end = self._head.find(b"\r\n\r\n") + 4
-        if end < 4:
-            if len(self._head) > MAX_HEAD_BYTES:
-                msg = "the response head is too large"
+        while (end := self._head.find(b"\r\n\r\n") + 4) >= 4:
+            match = RESPONSE_HEAD.fullmatch(self._head, 0, end)
+            if match is None:
+                msg = "the response head is malformed"
                 raise ResponseError(msg)
-            return b""
-        match = RESPONSE_HEAD.fullmatch(self._head, 0, end)
-        if match is None:
-            msg = "the response head is malformed"
+            head, self._head = self._head[:end], self._head[end:]
+            status = int(match[2])
+            if status == 101:
+                msg = "the upstream switched protocols unasked"
+                raise ResponseError(msg)
+            if status >= 200:
+                self._parse_head(head, status, minor=int(match[1]))
+                return self._head
+        if len(self._head) > MAX_HEAD_BYTES:
+            msg = "the response head is too large"
             raise ResponseError(msg)
-        head, rest = self._head[:end], self._head[end:]
-        self._head = b""
-        status = int(match[2])
-        if status == 101:
-            msg = "the upstream switched protocols unasked"
-            raise ResponseError(msg)
-        if status < 200:
-            return self._feed_head(rest)
-        self._parse_head(head, status, minor=int(match[1]))
-        return rest
+        return b""
 
     def _parse_head(self, head: bytes, status: int, minor: int) -> None:
         self._parser = httptools.HttpResponseParser(self)
@@ -192,8 +197,8 @@ class ResponseReader:
             raise ResponseError(msg)
         self.head_done = True
         if status in (204, 304):
-            lengths = {b"0"}
-        if coding:
+            self._count_down_from(b"0")  # these have no body, whatever their head says
+        elif coding:
             self.framing = Framing.CHUNKED
         elif lengths:
             self._count_down_from(lengths.pop())
@@ -206,5 +211,5 @@ class ResponseReader:
             msg = "the response's Content-Length is not a number"
             raise ResponseError(msg)
         self.framing = Framing.LENGTH
-        self._left = int(length)
+        self.length = self._left = int(length)
         self.complete = self._left == 0

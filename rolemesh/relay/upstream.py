@@ -8,7 +8,7 @@ on reuse is the reason why `exchange` and `fetch` try once more on a fresh one.
 import asyncio
 import os
 from collections import deque
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 from rolemesh.address import UpstreamAddress
 from rolemesh.errors import ConnectFailed
@@ -23,8 +23,8 @@ class Receiver(Protocol):
     def upstream_data(self, data: bytes) -> None:
         """Take bytes."""
 
-    def upstream_closed(self) -> None:
-        """Learn that no more will come; the connection is of no further use."""
+    def upstream_closed(self, cause: Exception | None) -> None:
+        """Learn that no more will come: the upstream ended (None), or the connection broke."""
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -40,8 +40,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.idle_since = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         if self.receiver is None:
@@ -56,7 +55,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.closed = True
         receiver, self.receiver = self.receiver, None
         if receiver is not None:
-            receiver.upstream_closed()
+            receiver.upstream_closed(exc)
 
     def abort(self) -> None:
         """Close now; the receiver is not told."""
@@ -103,7 +102,7 @@ class UpstreamPool:
         except TimeoutError as err:
             msg = f"no connection to {address} within {connect_s:g} s"
             raise ConnectFailed(msg, upstream=str(address)) from err
-        except (OSError, UnicodeError) as err:  # UnicodeError: a name that cannot be looked up
+        except (OSError, ValueError) as err:  # ValueError: a name that cannot be looked up
             msg = f"no connection to {address}: {_cause(err)}"
             raise ConnectFailed(msg, upstream=str(address)) from err
         return made
@@ -130,7 +129,7 @@ class UpstreamPool:
             self.drop(address)
 
 
-def _cause(err: OSError | UnicodeError) -> str:
+def _cause(err: OSError | ValueError) -> str:
     """Return what went wrong in the system's own words, which asyncio's text leaves out."""
     if isinstance(err, OSError) and err.errno is not None and err.errno > 0:
         return os.strerror(err.errno)

@@ -30,8 +30,9 @@ def fields(**values: Any) -> dict[str, Any]:
 class _Formatter(logging.Formatter):
     """`message key=value ...`, with time and level for people or `<N>` for the journal."""
 
-    def __init__(self, *, for_journal: bool) -> None:
-        super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+    def __init__(self, *, for_journal: bool, name: str = "") -> None:
+        named = f"{name}: " if name else ""
+        super().__init__(f"%(asctime)s %(levelname)-7s {named}%(message)s", "%H:%M:%S")
         self._for_journal = for_journal
 
     def format(self, record: logging.LogRecord) -> str:
@@ -55,7 +56,7 @@ def _priority(level: int) -> int:
     return next(priority for floor, priority in _PRIORITIES if level >= floor)
 
 
-def _stderr_is_journal() -> bool:
+def stderr_is_journal() -> bool:
     """Tell whether stderr is the journal's stream (JOURNAL_STREAM, systemd.exec(5))."""
     device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
     try:
@@ -65,11 +66,15 @@ def _stderr_is_journal() -> bool:
     return (device, inode) == (str(stat.st_dev), str(stat.st_ino))
 
 
-def setup_logging() -> None:
-    """Send the records of this process to stderr; $ROLEMESH_LOG_LEVEL sets the threshold."""
+def setup_logging(name: str = "") -> None:
+    """Send the records of this process to stderr; $ROLEMESH_LOG_LEVEL sets the threshold.
+
+    `name` stands before each line where several programs share a terminal; the journal knows
+    without it whose line it is.
+    """
     level = os.environ.get("ROLEMESH_LOG_LEVEL", "INFO").upper()
     handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter(for_journal=_stderr_is_journal()))
+    handler.setFormatter(_Formatter(for_journal=stderr_is_journal(), name=name))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level if level in logging.getLevelNamesMapping() else logging.INFO)

@@ -54,7 +54,8 @@ class Client:
         for piece in pieces:
             self.writer.write(piece)
             await self.writer.drain()
-            await asyncio.sleep(0)
+            for _ in range(2):  # the other side reads after this one has been woken once
+                await asyncio.sleep(0)
 
     async def post(self, path: str, body: bytes, *fields: str) -> Received:
         await self.send(post(path, body, *fields))
@@ -78,12 +79,15 @@ class Client:
 
     async def _chunked(self, head: bytes) -> Received:
         raw, body = b"", b""
-        while True:
-            line = await self.reader.readuntil(b"\r\n")
-            data = await self.reader.readexactly(int(line, 16) + 2)
+        while size := int(line := await self._line(), 16):
+            data = await self.reader.readexactly(size + 2)
             raw, body = raw + line + data, body + data[:-2]
-            if data == b"\r\n":
-                return Received(head=head, raw_body=raw, body=body)
+        while line != b"\r\n":
+            raw, line = raw + line, await self._line()
+        return Received(head=head, raw_body=raw + line, body=body)
+
+    async def _line(self) -> bytes:
+        return await self.reader.readuntil(b"\r\n")
 
     async def rest(self) -> bytes:
         """Return everything up to the end of the connection; raises ConnectionError on a reset."""

@@ -33,7 +33,7 @@ class Conversation:
 
     @property
     def fields(self) -> dict[str, str]:
-        lines = self.head.decode("latin-1").split("\r\n")[1:]
+        lines = self.head.decode("latin-1").rstrip("\r\n").split("\r\n")[1:]
         return {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
 
     @property
@@ -46,7 +46,8 @@ class Conversation:
             self._writer.write(piece)
             self.sent_bytes += len(piece)
             await self._writer.drain()
-            await asyncio.sleep(0)
+            for _ in range(2):  # the other side reads after this one has been woken once
+                await asyncio.sleep(0)
 
     async def hung_up(self) -> None:
         """Wait until the other side closes."""

@@ -29,9 +29,8 @@ async def two_agents(
     )
     planner = model(make_model("planner", says=PLANNER_SAYS), "planner-gguf", "planner")
     coder = model(make_model("coder", says=CODER_SAYS), "coder-gguf", "coder")
-    cpu0 = {"instances": {"cpu0": {}}}
-    await start_agent("left", {"models": [planner], **cpu0}, gateway)
-    await start_agent("right", {"models": [coder], **cpu0}, gateway)
+    for node_id, entry in (("left", planner), ("right", coder)):
+        await start_agent(node_id, {"models": [entry], "instances": {"cpu0": {}}}, gateway)
     await eventually(
         lambda: all_usable(gateway, {"planner", "programmer"}), what="both aliases usable"
     )
@@ -47,16 +46,15 @@ async def test_each_role_is_answered_by_the_node_that_has_it(
     start_gateway: StartDaemon, start_agent: StartDaemon, make_model: Callable[..., Path]
 ) -> None:
     gateway = await two_agents(start_gateway, start_agent, make_model)
-    messages = [{"role": "user", "content": "go"}]
     async with AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0) as client:
         listed = {entry.id async for entry in client.models.list()}
         plain = await client.chat.completions.with_raw_response.create(
             model="programmer",
-            messages=messages,  # type: ignore[arg-type]
+            messages=[{"role": "user", "content": "go"}],
         )
         stream = await client.chat.completions.create(
             model="planner",
-            messages=messages,  # type: ignore[arg-type]
+            messages=[{"role": "user", "content": "go"}],
             stream=True,
         )
         pieces = [chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices]

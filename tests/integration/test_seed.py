@@ -16,6 +16,8 @@ from tests.lab.processes import free_port, is_free, running
 
 SEED = Path(__file__).parents[2] / "etc" / "examples" / "seed"
 CHAT = {"messages": [{"role": "user", "content": "Say hello in 3 words."}]}
+Command = list[str | Path]
+
 NEVER_ENDING = "one two three four five six seven eight nine ten"
 
 
@@ -23,7 +25,8 @@ NEVER_ENDING = "one two three four five six seven eight nine ten"
 async def seed_gateway(folder: Path, config: Path, **environment: str) -> AsyncIterator[Daemon]:
     """Run `rolemesh-gateway` on one of the original's files."""
     port, state = free_port(), folder / "state"
-    command = [PROGRAMS / "rolemesh-gateway", "--port", str(port), "--state-dir", state]
+    program_path = PROGRAMS / "rolemesh-gateway"
+    command: Command = [program_path, "--port", str(port), "--state-dir", state]
     if not environment:
         command += ["--config", config]
     async with running(command, log=folder / "gateway.log", environment=environment) as program:
@@ -36,7 +39,17 @@ async def seed_gateway(folder: Path, config: Path, **environment: str) -> AsyncI
 async def llama_on(port: int, program: Path, model_path: Path, folder: Path) -> AsyncIterator[None]:
     """Run a llama-server of the user's own on a port, as the original's quick start does."""
     assert is_free(port), f"port {port} is taken; the example file names it"
-    command = [program, "-m", model_path, "--host", "127.0.0.1", "--port", str(port), "-np", "1"]
+    command: Command = [
+        program,
+        "-m",
+        model_path,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "-np",
+        "1",
+    ]
     async with running(command, log=folder / f"llama-{port}.log"):
         await eventually(lambda: _healthy(port), what=f"llama-server on {port}", deadline_s=30)
         yield
@@ -149,7 +162,7 @@ async def test_the_node_agent_example_loads_and_says_what_is_missing(
 ) -> None:
     """As it stands its model file does not exist; an override names one that does."""
     port = free_port()
-    command = [
+    command: Command = [
         *(PROGRAMS / "rolemesh-node-agent", "--config", SEED / "node_agent.yaml"),
         *("--port", str(port), "--state-dir", short_path / "state"),
     ]
@@ -209,4 +222,4 @@ async def test_a_minimal_register_request_makes_a_role_usable_until_it_is_stale(
 
 async def _is_stale(gateway: Daemon) -> bool:
     _, models = await get_json(f"{gateway.url}/v1/models")
-    return models["data"] == []
+    return bool(models["data"] == [])

@@ -84,3 +84,11 @@ ABORT = "/src/ggml.c:12: GGML_ASSERT(a->ne[0] == b) failed\n[New LWP 12]\n0x00 i
 def test_the_line_that_explains_is_found(log: str, explanation: str | None) -> None:
     expected = log.splitlines()[1] if explanation is None else explanation
     assert tail_of(log).explanation() == expected
+
+
+def test_each_line_is_passed_on_after_the_prefix() -> None:
+    tail = LogTail("gpu0: ")
+
+    assert tail.feed(b"one\ntw") == b"gpu0: one\n"
+    assert tail.feed(b"o\n") == b"gpu0: two\n"
+    assert tail.lines() == ("one", "two")

@@ -275,7 +275,7 @@ async def refused(bench: Bench, status: int = 78) -> str:
     assert await program.end() == status
     assert bench.notified.values("READY") == []
     (line,) = (line for line in program.lines() if " CRITICAL " in line)
-    message = line.partition(" CRITICAL ")[2]
+    message = line.partition(" CRITICAL cpu0: ")[2]
     assert bench.notified.values("STATUS")[-1] == message
     return message
 

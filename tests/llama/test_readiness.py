@@ -40,7 +40,7 @@ async def faked(folder: Path, *args: str) -> AsyncIterator[tuple[LlamaServer, Up
     lock_fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
     try:
         async with open_server(
-            command, lock_fd=lock_fd, sink=io.BytesIO(), told=lambda _text: None
+            command, lock_fd=lock_fd, sink=io.BytesIO(), line_prefix="", told=lambda _text: None
         ) as server:
             yield server, UpstreamAddress.unix(str(socket))
     finally:

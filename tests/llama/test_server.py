@@ -31,7 +31,9 @@ def ignore(_text: str) -> None:
 
 async def end_of(code: str, lock_fd: int, sink: io.BytesIO) -> ServerEnded:
     with pytest.raises(ServerEnded) as caught:
-        async with open_server(command(code), lock_fd=lock_fd, sink=sink, told=ignore) as server:
+        async with open_server(
+            command(code), lock_fd=lock_fd, sink=sink, line_prefix="", told=ignore
+        ) as server:
             await server.pass_time(20)
     os.close(lock_fd)
     return caught.value
@@ -85,7 +87,9 @@ async def test_a_program_that_cannot_be_executed_could_not_run(
     program.chmod(0o755)
     broken = ServerCommand(argv=(str(program),), environment={})
     with pytest.raises(ServerEnded) as caught:
-        async with open_server(broken, lock_fd=lock_fd, sink=io.BytesIO(), told=ignore) as server:
+        async with open_server(
+            broken, lock_fd=lock_fd, sink=io.BytesIO(), line_prefix="", told=ignore
+        ) as server:
             await server.pass_time(20)
     os.close(lock_fd)
     assert caught.value.could_not_run
@@ -98,7 +102,7 @@ async def stop_time(code: str, lock_fd: int) -> tuple[float, LlamaServer]:
     """Return how long it took to stop a program that says `up` first."""
     begun = 0.0
     async with open_server(
-        command(code), lock_fd=lock_fd, sink=io.BytesIO(), told=ignore
+        command(code), lock_fd=lock_fd, sink=io.BytesIO(), line_prefix="", told=ignore
     ) as server:
 
         async def is_up() -> bool:

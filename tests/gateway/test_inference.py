@@ -1,0 +1,182 @@
+"""Who may ask for what, and the one record of each request."""
+
+import logging
+from typing import Any
+
+import pytest
+
+from rolemesh.runtime import log
+from tests.fakes.upstream import answers, sends_and_closes, sends_and_hangs
+from tests.gateway.conftest import StartGateway, StartUpstream
+from tests.gateway.harness import CHAT, Running, asking
+from tests.lab.poll import eventually
+
+OK = answers(b'{"ok": true}')
+KEYS = {
+    "client_api_keys": ["any-key"],
+    "clients": {"ci": {"key": "ci-key", "roles": ["critic"]}},
+}
+
+
+def bearer(key: str) -> str:
+    return f"Authorization: Bearer {key}"
+
+
+def records(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    """Return the fields of the requests' records."""
+    return [
+        getattr(record, log._FIELDS)
+        for record in caplog.records
+        if record.name == "rolemesh.gateway.inference"
+    ]
+
+
+@pytest.fixture
+async def box(start_gateway: StartGateway, start_upstream: StartUpstream) -> Running:
+    """Return a gateway with a node that answers for coder, which is the default."""
+    gateway = await start_gateway(default_model="coder")
+    await gateway.register("box", await start_upstream(OK))
+    return gateway
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"model": null}', b'{"model": ""}'])
+async def test_a_request_without_a_model_gets_the_default(box: Running, body: bytes) -> None:
+    reply = await box.post(CHAT, body)
+    assert (reply.status, reply.fields["x-rolemesh-model"]) == (200, "m")
+
+
+async def test_without_a_default_a_model_must_be_named(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway()
+    reply = await gateway.post(CHAT, b"{}")
+    assert (reply.status, reply.error["param"]) == (400, "model")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b'{"model": "poet"}', 404, "model_not_found"),
+        (b'{"model": "\\ud800"}', 404, "model_not_found"),
+        (b'{"model": "m"}', 404, "model_not_found"),
+        (b'{"model": 7}', 400, "bad_request"),
+        (b'{"model": "coder", "n": 1000000}', 400, "bad_request"),
+        (b"[1]", 400, "bad_request"),
+        (b"{", 400, "bad_request"),
+        (b"", 400, "bad_request"),
+        (b'{"a": "\xff"}', 400, "bad_request"),
+        (b'{"a":' + b"[" * 50_000, 400, "bad_request"),
+    ],
+)
+async def test_what_cannot_be_done_as_asked_is_refused_and_the_gateway_lives(
+    box: Running, body: bytes, status: int, code: str
+) -> None:
+    for _ in range(2):
+        reply = await box.post(CHAT, body)
+        assert (reply.status, reply.error["code"]) == (status, code)
+    assert (await box.chat()).status == 200
+
+
+@pytest.mark.parametrize(
+    ("key", "alias", "status", "code"),
+    [
+        (None, "coder", 401, "invalid_api_key"),
+        ("wrong", "coder", 401, "invalid_api_key"),
+        ("any-key", "coder", 200, None),
+        ("any-key", "critic", 200, None),
+        ("ci-key", "critic", 200, None),
+        ("ci-key", "coder", 403, "not_allowed"),
+        ("ci-key", "poet", 403, "not_allowed"),
+    ],
+)
+async def test_a_key_opens_the_aliases_it_is_for(
+    start_gateway: StartGateway,
+    start_upstream: StartUpstream,
+    key: str | None,
+    alias: str,
+    status: int,
+    code: str | None,
+) -> None:
+    up = await start_upstream(OK)
+    proxy = {"type": "proxy", "proxy_url": up.url}
+    gateway = await start_gateway(auth=KEYS, models={"coder": proxy, "critic": proxy})
+    reply = await gateway.chat(alias, *([bearer(key)] if key else []))
+    assert reply.status == status
+    if code:
+        assert reply.error["code"] == code
+        assert up.conversations == []
+
+
+async def test_without_keys_a_web_page_from_elsewhere_is_refused(box: Running) -> None:
+    reply = await box.chat("coder", "Origin: http://evil.example")
+    assert (reply.status, reply.error["code"]) == (403, "not_allowed")
+
+
+async def test_an_answered_request_leaves_one_record(
+    box: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    await box.chat("coder", "X-Request-Id: id-1", secret="never logged")
+    await eventually(lambda: records(caplog), what="the record is there")
+    (record,) = records(caplog)
+    for name in ("queue_ms", "first_byte_ms", "total_ms"):
+        assert 0 <= record.pop(name) < 5000
+    assert record == {
+        "request_id": "id-1",
+        "status": 200,
+        "client": "-",
+        "path": CHAT,
+        "alias": "coder",
+        "node": "box",
+        "model_id": "m",
+        "attempts": 1,
+    }
+    assert "never logged" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("key", "alias", "status", "client"),
+    [(None, "coder", 401, "-"), ("ci-key", "coder", 403, "ci"), ("any-key", "coder", 503, None)],
+)
+async def test_a_refused_request_leaves_its_record_too(
+    start_gateway: StartGateway,
+    caplog: pytest.LogCaptureFixture,
+    key: str | None,
+    alias: str,
+    status: int,
+    client: str | None,
+) -> None:
+    caplog.set_level(logging.INFO)
+    gateway = await start_gateway(auth=KEYS)
+    await gateway.chat(alias, *([bearer(key)] if key else []))
+    await eventually(lambda: records(caplog), what="the record is there")
+    (record,) = records(caplog)
+    assert record["status"] == status
+    assert client is None or record["client"] == client
+    assert "any-key" not in caplog.text
+
+
+async def test_a_client_that_left_is_recorded_as_such(
+    start_gateway: StartGateway, start_upstream: StartUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    gateway = await start_gateway()
+    up = await start_upstream(sends_and_hangs())
+    await gateway.register("box", up)
+    async with asking(gateway) as client:
+        await eventually(lambda: up.conversations, what="the node was asked")
+        client.half_close()
+        await eventually(lambda: records(caplog), what="the record is there", deadline_s=1)
+    (record,) = records(caplog)
+    assert (record["status"], record["node"], record["attempts"]) == (499, "box", 1)
+
+
+async def test_a_broken_stream_is_recorded_by_how_it_ended(
+    start_gateway: StartGateway, start_upstream: StartUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    gateway = await start_gateway()
+    up = await start_upstream(sends_and_closes(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhell"))
+    await gateway.register("box", up)
+    async with asking(gateway) as client:
+        assert (await client.rest()).endswith(b"hell")
+    await eventually(lambda: records(caplog), what="the record is there")
+    assert records(caplog)[0]["status"] == 502

@@ -1,0 +1,197 @@
+import json
+from typing import Any
+
+import pytest
+
+from rolemesh.address import UpstreamAddress
+from rolemesh.gateway.registry import NodeState, Registry, UnknownNode
+from rolemesh.jsonread import JsonError
+from rolemesh.names import NodeId
+from rolemesh.wire import ModelState
+from tests.gateway.builders import model, report
+
+BOX = NodeId("box")
+ADDRESS = UpstreamAddress.parse_url("http://10.0.0.7:8100")
+
+
+class World:
+    """A registry, its clock, and how often it said that something changed."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.changes = 0
+        self.registry = Registry(stale_after_s=30, on_change=self.changed, clock=lambda: self.now)
+
+    def changed(self) -> None:
+        self.changes += 1
+
+    def register(self, node_id: str = "box", **fields: Any) -> None:
+        self.registry.register(report(node_id, boot_id="b1", **fields), ADDRESS)
+
+    def beat(self, **fields: Any) -> None:
+        self.registry.heartbeat(BOX, {"boot_id": "b1", **fields})
+
+    def state(self) -> NodeState:
+        return self.registry.nodes[BOX].state
+
+    @property
+    def unusable(self) -> str:
+        (view,) = self.registry.views()
+        return view.unusable
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_a_registered_node_is_in_routing(world: World) -> None:
+    world.register(api_key="k")
+    (view,) = world.registry.views()
+    assert (view.node_id, view.address, view.api_key) == ("box", ADDRESS, "k")
+    assert view.unusable == ""
+    assert world.changes == 1
+
+
+def test_registering_again_changes_nothing(world: World) -> None:
+    world.register()
+    world.register()
+    assert world.changes == 1
+
+
+def test_nodes_have_a_stable_order(world: World) -> None:
+    for name in ("c", "a", "b"):
+        world.register(name)
+    assert [view.node_id for view in world.registry.views()] == ["a", "b", "c"]
+
+
+def test_a_heartbeat_keeps_a_node_and_says_what_changed(world: World) -> None:
+    world.register(inventory={"gpus": [1], "host": {"name": "x"}})
+    world.now += 29
+    world.beat(models=[{"model_id": "m", "roles": ["coder"], "state": "loading"}], gpus=[2])
+    world.now += 29
+    world.registry.expire()
+    node = world.registry.nodes[BOX]
+    assert node.state is NodeState.LIVE
+    assert node.report.models[0].state is ModelState.LOADING
+    assert node.report.inventory == {"gpus": [2], "host": {"name": "x"}}
+    assert world.changes == 2
+
+
+def test_free_slots_come_and_go_without_a_new_table(world: World) -> None:
+    world.register()
+    for free in (0, 3):
+        world.beat(models=[model("m", slots_free=free).to_json()])
+        assert world.registry.nodes[BOX].report.models[0].slots_free == free
+    world.beat()
+    assert world.changes == 1
+
+
+@pytest.mark.parametrize(
+    ("node_id", "beat"),
+    [("other", {"boot_id": "b1"}), ("box", {"boot_id": "b2"}), ("box", {})],
+)
+def test_who_is_not_registered_in_this_life_has_to_register(
+    world: World, node_id: str, beat: dict[str, Any]
+) -> None:
+    world.register()
+    with pytest.raises(UnknownNode):
+        world.registry.heartbeat(NodeId(node_id), beat)
+
+
+@pytest.mark.parametrize(
+    "beat", [{"boot_id": 1}, {"boot_id": "b1", "models": {}}, {"boot_id": "b1", "models": [1]}]
+)
+def test_a_bad_heartbeat_changes_nothing(world: World, beat: dict[str, Any]) -> None:
+    world.register()
+    before = world.registry.nodes[BOX]
+    with pytest.raises(JsonError):
+        world.registry.heartbeat(BOX, beat)
+    assert world.registry.nodes[BOX] is before
+
+
+def test_a_silent_node_is_out_of_routing_until_it_speaks(world: World) -> None:
+    world.register()
+    world.now += 29.5
+    assert world.registry.expire() == pytest.approx(0.5)
+    assert world.state() is NodeState.LIVE
+    world.now += 1
+    assert world.registry.expire() == 30
+    assert world.state() is NodeState.LATE
+    world.now += 16.5
+    assert world.unusable == "stale: not heard for 47 s"
+    world.beat()
+    assert world.unusable == ""
+    assert world.changes == 3
+
+
+def test_the_next_look_is_due_when_the_next_node_may_be_late(world: World) -> None:
+    assert world.registry.expire() == 30
+    world.register("a")
+    world.now += 10
+    world.register("b")
+    assert world.registry.expire() == 20
+
+
+def test_a_node_that_does_not_answer_is_lost_until_it_does(world: World) -> None:
+    world.register()
+    world.registry.did_not_answer(BOX)
+    assert (world.state(), world.unusable) == (NodeState.LOST, "did not answer")
+    world.registry.did_not_answer(BOX)
+    assert world.changes == 2
+    world.registry.answered(BOX)
+    assert world.state() is NodeState.LIVE
+    world.registry.did_not_answer(BOX)
+    world.beat()
+    assert world.state() is NodeState.LIVE
+    assert world.changes == 5
+
+
+def test_probes_of_unknown_nodes_are_of_no_interest(world: World) -> None:
+    world.registry.answered(BOX)
+    world.registry.did_not_answer(BOX)
+    assert world.registry.expire() == 30
+    assert (world.changes, world.registry.nodes) == (0, {})
+
+
+def test_a_removed_node_is_gone(world: World) -> None:
+    world.register()
+    assert world.registry.remove(BOX)
+    assert not world.registry.remove(BOX)
+    assert (world.changes, world.registry.views()) == (2, ())
+
+
+def test_a_restored_node_is_out_of_routing_until_it_is_heard_of(world: World) -> None:
+    world.register(api_key="k", inventory={"gpus": [1]})
+    saved = json.loads(json.dumps(world.registry.saved()))
+    again = World()
+    again.registry.restore(saved)
+    assert again.changes == 1
+    node = again.registry.nodes[BOX]
+    assert node.report == world.registry.nodes[BOX].report
+    assert node.address == ADDRESS
+    assert "before this gateway started" in again.unusable
+    with pytest.raises(UnknownNode):
+        again.beat()
+    again.registry.did_not_answer(BOX)
+    assert again.state() is NodeState.RESTORED
+    again.registry.answered(BOX)
+    assert again.unusable == ""
+    again.beat()
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        None,
+        [],
+        {},
+        {"nodes": {}},
+        {"nodes": [{"node_id": "a", "base_url": "http://a", "models": []}, {"node_id": "b"}]},
+        {"nodes": [{"node_id": "a", "base_url": "ftp://a", "models": []}]},
+    ],
+)
+def test_a_saved_state_that_is_none_restores_nothing(world: World, tree: Any) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        world.registry.restore(tree)
+    assert world.registry.nodes == {}

@@ -1,0 +1,87 @@
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rolemesh.runtime.notify import Notifier, watchdog_interval_s
+from tests.lab.notify import NotifySocket
+
+
+@pytest.fixture
+def notifier(notify_socket: NotifySocket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Notifier]:
+    for name, value in notify_socket.environment.items():
+        monkeypatch.setenv(name, value)
+    made = Notifier()
+    yield made
+    made._channel.socket.close()
+
+
+async def test_every_word_reaches_the_manager(
+    notifier: Notifier, notify_socket: NotifySocket
+) -> None:
+    before = time.monotonic_ns() // 1000
+    notifier.ready("serving")
+    notifier.reloading()
+    notifier.extend_timeout(1.5)
+    notifier.watchdog()
+    notifier.watchdog_trigger()
+    notifier.stopping("bye")
+    notify_socket.read()
+    sent = [dict(each.fields) for each in notify_socket.received]
+    assert before <= int(sent[1].pop("MONOTONIC_USEC")) <= time.monotonic_ns() // 1000
+    assert sent == [
+        {"READY": "1", "STATUS": "serving"},
+        {"RELOADING": "1"},
+        {"EXTEND_TIMEOUT_USEC": "1500000"},
+        {"WATCHDOG": "1"},
+        {"WATCHDOG": "trigger"},
+        {"STOPPING": "1", "STATUS": "bye"},
+    ]
+
+
+async def test_a_status_is_sent_only_when_it_changed(
+    notifier: Notifier, notify_socket: NotifySocket
+) -> None:
+    notifier.ready("one")
+    for text in ("one", "two", "two", "one"):
+        notifier.status(text)
+    notify_socket.read()
+    assert notify_socket.values("STATUS") == ["one", "two", "one"]
+
+
+async def test_children_cannot_speak_in_the_daemons_name(notifier: Notifier) -> None:
+    assert isinstance(notifier, Notifier)
+    assert "NOTIFY_SOCKET" not in os.environ
+
+
+# sdnotify leaves the socket it could not connect to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_without_a_manager_every_call_is_silent(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    Notifier().ready("serving")
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
+    Notifier().ready("serving")
+
+
+@pytest.mark.parametrize(
+    ("usec", "pid", "interval_s"),
+    [
+        ("3000000", "own", 1.5),
+        ("3000000", "", 1.5),
+        ("3000000", "1", None),
+        ("0", "own", None),
+        ("", "", None),
+        ("soon", "own", None),
+    ],
+)
+def test_the_watchdog_is_fed_at_half_its_time(
+    usec: str, pid: str, interval_s: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", usec)
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()) if pid == "own" else pid)
+    assert watchdog_interval_s() == interval_s
+    assert "WATCHDOG_USEC" not in os.environ
