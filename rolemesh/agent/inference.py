@@ -20,7 +20,7 @@ from rolemesh.relay.edit import RequestBody
 from rolemesh.relay.exchange import Bounds, Outbound, Refused, attempt
 from rolemesh.relay.headers import encode_fields
 from rolemesh.relay.paths import INFERENCE_PATHS
-from rolemesh.relay.replies import Fields, Reply, status_of
+from rolemesh.relay.replies import CLIENT_CLOSED_REQUEST, Fields, Reply, status_of
 from rolemesh.relay.upstream import UpstreamPool
 from rolemesh.runtime.log import fields
 
@@ -28,9 +28,6 @@ logger = logging.getLogger(__name__)
 
 BOUNDS: Final = Timeouts()
 """A gateway brings its own timeouts and leaves when they are over; these bound direct clients."""
-
-CLIENT_CLOSED_REQUEST: Final = 499
-"""The status recorded when the client left before its answer was whole."""
 
 CRASH_NOTICE_S: Final = 2.0
 """How long the end of a llama-server may take to become known, from the first failure on."""

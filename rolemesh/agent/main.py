@@ -33,6 +33,7 @@ from rolemesh.relay.serving import accepting
 from rolemesh.relay.upstream import UpstreamPool
 from rolemesh.runtime.daemon import Lifecycle, run_daemon
 from rolemesh.runtime.listeners import bind
+from rolemesh.runtime.log import log_warnings
 from rolemesh.runtime.state import require_directory
 from rolemesh.runtime.tasks import TaskScope
 
@@ -82,7 +83,7 @@ class Agent:
     async def run(self, source: ConfigSource) -> None:
         """Serve until told to stop, then drain; `source` is passed on to rolemesh-llama."""
         settings = self._store.settings
-        _log_warnings(self._store)
+        log_warnings(self._store.loaded.warnings)
         # First of all: a second agent with this configuration ends here, and starts nothing.
         self._sockets = bind(settings.listen)
         self._files.prepare()
@@ -170,7 +171,7 @@ class Agent:
 
     async def _reload(self) -> None:
         self._store.reload()
-        _log_warnings(self._store)
+        log_warnings(self._store.loaded.warnings)
         # The fleet follows at once; what the new settings name is looked at before READY.
         self._node.observed(await self._host_watch.observe(self._store.settings))
         logger.info("reloaded: %s", self._status())
@@ -184,11 +185,6 @@ class Agent:
     def _status(self) -> str:
         """Return the one-line STATUS."""
         return status_line(self._node.view(), self._reporters.summary())
-
-
-def _log_warnings(store: ConfigStore[NodeSettings]) -> None:
-    for warning in store.loaded.warnings:
-        logger.warning("%s", warning)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,11 @@ from rolemesh.names import Alias
 from rolemesh.relay.client import ClientStream, InboundRequest
 from rolemesh.relay.edit import RequestBody
 from rolemesh.relay.paths import INFERENCE_PATHS
-from rolemesh.relay.replies import status_of
+from rolemesh.relay.replies import CLIENT_CLOSED_REQUEST, status_of
 from rolemesh.runtime.keys import ANYONE, Principal
 from rolemesh.runtime.log import fields
 
 logger = logging.getLogger(__name__)
-
-CLIENT_CLOSED_REQUEST = 499
-"""The status recorded when the client left before its answer was whole."""
 
 
 class Inference:

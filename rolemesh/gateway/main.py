@@ -28,6 +28,7 @@ from rolemesh.relay.serving import accepting
 from rolemesh.relay.upstream import UpstreamPool
 from rolemesh.runtime.daemon import Lifecycle, run_daemon
 from rolemesh.runtime.listeners import bind
+from rolemesh.runtime.log import log_warnings
 from rolemesh.runtime.state import StateFile, require_directory
 from rolemesh.runtime.tasks import TaskScope
 
@@ -87,7 +88,7 @@ class Gateway:
     async def run(self) -> None:
         """Serve until told to stop, then drain."""
         settings = self._store.settings
-        _log_warnings(self._store)
+        log_warnings(self._store.loaded.warnings)
         listeners = bind(settings.listen)
         pool = UpstreamPool()
         async with TaskScope() as scope:
@@ -153,7 +154,7 @@ class Gateway:
 
     async def _reload(self) -> None:
         self._store.reload()
-        _log_warnings(self._store)
+        log_warnings(self._store.loaded.warnings)
         logger.info("reloaded: %s", self._status())
 
     def _settings_changed(self, old: GatewaySettings, new: GatewaySettings) -> None:
@@ -189,11 +190,6 @@ class Gateway:
         if self._registry_store.problem:
             parts.append(self._registry_store.problem)
         return "; ".join(parts)
-
-
-def _log_warnings(store: ConfigStore[GatewaySettings]) -> None:
-    for warning in store.loaded.warnings:
-        logger.warning("%s", warning)
 
 
 if __name__ == "__main__":

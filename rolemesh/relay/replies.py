@@ -11,6 +11,9 @@ from rolemesh.names import RequestId
 
 Fields = tuple[tuple[str, str], ...]
 
+CLIENT_CLOSED_REQUEST = 499
+"""The status recorded when the client left before its answer was whole; it is never sent."""
+
 JSON_TYPE = ("Content-Type", "application/json; charset=utf-8")
 
 

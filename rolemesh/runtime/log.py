@@ -7,7 +7,12 @@ Records carry request fields as `extra=fields(...)`; on stderr they follow the m
 import logging
 import os
 import sys
+from collections.abc import Iterable
 from typing import Any, Final
+
+from rolemesh.errors import Problem
+
+logger = logging.getLogger(__name__)
 
 _FIELDS: Final = "rolemesh_fields"
 _PRIORITIES: Final = (
@@ -80,3 +85,9 @@ def setup_logging(name: str = "") -> None:
     root.setLevel(level if level in logging.getLevelNamesMapping() else logging.INFO)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     logging.raiseExceptions = False
+
+
+def log_warnings(warnings: Iterable[Problem]) -> None:
+    """Log what is doubtful about an accepted configuration."""
+    for warning in warnings:
+        logger.warning("%s", warning)
