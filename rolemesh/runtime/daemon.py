@@ -21,6 +21,10 @@ EXIT_CONFIG: Final = 78
 """EX_CONFIG of sysexits.h; the units do not restart on it."""
 
 
+SAME_WISH_S: Final = 0.5
+"""How long after a first SIGTERM or SIGINT another one adds nothing."""
+
+
 class Lifecycle:
     """What a daemon's main is given: when to stop, when to reload, whom to tell.
 
@@ -69,17 +73,23 @@ class Lifecycle:
 
     @contextlib.contextmanager
     def handle_signals(self) -> Iterator[None]:
-        """Queue SIGTERM, SIGINT and SIGHUP; a second SIGTERM or SIGINT ends the process."""
+        """Queue SIGTERM, SIGINT and SIGHUP; a later SIGTERM or SIGINT ends the process.
+
+        timeout(1) and some shells signal a process and then its whole group: what comes within
+        SAME_WISH_S is the same wish.
+        """
         loop = asyncio.get_running_loop()
-        seen: set[signal.Signals] = set()
+        first_stop_at: float | None = None
 
         def received(number: signal.Signals) -> None:
-            if number is not signal.SIGHUP and seen:
+            nonlocal first_stop_at
+            if number is signal.SIGHUP or first_stop_at is None:
+                if number is not signal.SIGHUP:
+                    first_stop_at = loop.time()
+                self._signals.put_nowait(number)
+            elif loop.time() - first_stop_at > SAME_WISH_S:
                 logger.warning("second %s: not waiting any longer", number.name)
                 os._exit(EXIT_FAILURE)
-            if number is not signal.SIGHUP:
-                seen.add(number)
-            self._signals.put_nowait(number)
 
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         for number in numbers:
