@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test fix venv clean
+.PHONY: help demo check test packages fix venv clean
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -20,10 +20,13 @@ check: $(VENV)/.has-test  ## The quick part: format, lint, types, layers, unit a
 	$(BIN)/ruff check .
 	$(BIN)/mypy rolemesh tests
 	$(BIN)/lint-imports
-	$(PYTEST) -q -m "not llama and not system" $(ARGS)
+	$(PYTEST) -q -m "not llama and not system and not packaging" $(ARGS)
 
 test: $(VENV)/.has-test  ## Every test (ARGS='-k name' and the like go to pytest)
 	$(PYTEST) $(ARGS)
+
+packages:  ## Debian packages of this checkout, in dist/
+	packaging/build.sh
 
 fix: $(VENV)/.has-test  ## Format, and mend what the linter can mend
 	$(BIN)/ruff format .

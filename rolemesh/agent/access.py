@@ -22,9 +22,13 @@ class AgentAccess:
     def __init__(self, settings: NodeSettings, *, token: str, hosts: Iterable[str]) -> None:
         """`hosts` are the addresses really listened on."""
         self._token_key = ClientKey(name=GATEWAY_NAME, digest=digest_of(token))
-        self._is_loopback = all(map(is_loopback, hosts))
+        self.listens_on(hosts)
         self._locals = Access(KeyRing(()), None, local_only=True)
         self.replace(settings)
+
+    def listens_on(self, hosts: Iterable[str]) -> None:
+        """Follow other addresses listened on; `replace` must follow."""
+        self._is_loopback = all(map(is_loopback, hosts))
 
     def replace(self, settings: NodeSettings) -> None:
         """Follow new settings."""

@@ -6,10 +6,8 @@ decide, `UnitDriver` acts. Others get leases, or immutable snapshots.
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Final
 
 from rolemesh.agent import refusals
 from rolemesh.agent.desired import DesiredInstance, changed_models
@@ -29,6 +27,7 @@ from rolemesh.agent.instance import (
     UnloadWanted,
 )
 from rolemesh.agent.instance_files import InstanceFiles
+from rolemesh.agent.instance_log import log_change
 from rolemesh.agent.managed_instance import ManagedInstance
 from rolemesh.agent.placement import Refused, place_model
 from rolemesh.agent.slots import Lease
@@ -40,15 +39,6 @@ from rolemesh.config.settings import NodeSettings
 from rolemesh.errors import UnknownAlias
 from rolemesh.names import InstanceName, ModelId
 from rolemesh.runtime.tasks import TaskScope
-
-logger = logging.getLogger(__name__)
-
-_LOG_LEVELS: Final = {
-    InstanceState.LOADING: logging.INFO,
-    InstanceState.READY: logging.INFO,
-    InstanceState.STOPPED: logging.INFO,
-    InstanceState.FAILED: logging.WARNING,
-}
 
 
 class Fleet:
@@ -222,6 +212,7 @@ class Fleet:
 
     def _observe(self, managed: ManagedInstance, status: UnitStatus) -> None:
         model_id = managed.instance.model_id
+        managed.enabled = status.enabled
         if managed.is_empty:
             # Somebody else's doing: the file says what it was told, the settings what it runs else.
             model_id = self._files.read_model(status.instance) or managed.desired.model
@@ -264,15 +255,7 @@ class Fleet:
 
     def _state_changed(self, managed: ManagedInstance, before: Instance) -> None:
         after = managed.instance
-        logger.log(
-            _LOG_LEVELS.get(after.state, logging.DEBUG),
-            "%s: %s -> %s (%s)%s",
-            after.name,
-            before.state.value,
-            after.state.value,
-            after.next_model_id or after.model_id or "no model",
-            f": {after.reason}" if after.reason else "",
-        )
+        log_change(before, after)
         if after.model_id is None:
             return
         if after.state is InstanceState.READY:

@@ -22,7 +22,7 @@ from rolemesh.relay.headers import encode_fields
 from rolemesh.relay.paths import INFERENCE_PATHS
 from rolemesh.relay.replies import CLIENT_CLOSED_REQUEST, Fields, Reply, status_of
 from rolemesh.relay.upstream import UpstreamPool
-from rolemesh.runtime.log import fields
+from rolemesh.runtime.log import fields, quoted
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ class _Record:
     ready_at: float | None = None
     first_byte_at: float | None = None
     status: int = 500
+    phase: str = "done"
     reason: str | None = None
 
 
@@ -75,9 +76,11 @@ class Inference:
             record.status = client.status
         except RoleMeshError as err:
             record.status, record.reason = status_of(err), str(err)
+            record.phase = _phase(record, client)
             raise
         except asyncio.CancelledError:
             record.status = CLIENT_CLOSED_REQUEST if client.client_gone else 503
+            record.phase = _phase(record, client)
             raise
         finally:
             self._log(request, record)
@@ -145,22 +148,37 @@ class Inference:
         def since_ms(moment: float | None) -> float | None:
             return None if moment is None else (moment - request.received_at) * 1000
 
+        total_ms = (self._loop.time() - request.received_at) * 1000
         logger.info(
-            "request %s",
-            "answered" if record.status < 400 else "failed",
+            "%s%s: %d in %.0f ms",
+            quoted(record.model_id) if record.model_id else request.path,
+            f" on {record.instance}" if record.instance else "",
+            record.status,
+            total_ms,
             extra=fields(
                 request_id=request.request_id,
                 status=record.status,
                 client=record.client,
                 path=request.path,
+                phase=record.phase,
+                node=self._node_id,
                 model_id=record.model_id,
                 instance=record.instance,
                 queue_ms=since_ms(record.ready_at),
                 first_byte_ms=since_ms(record.first_byte_at),
-                total_ms=since_ms(self._loop.time()),
+                total_ms=total_ms,
                 reason=record.reason,
             ),
         )
+
+
+def _phase(record: _Record, client: ClientStream) -> str:
+    """Return how far a request came that did not come to its end."""
+    if record.model_id is None:
+        return "accept"
+    if client.started:
+        return "stream"
+    return "queue" if record.instance is None else "upstream"
 
 
 def _named_model(body: RequestBody) -> ModelId:

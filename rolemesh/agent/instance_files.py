@@ -19,6 +19,12 @@ from rolemesh.runtime.state import StateFile
 MAX_SOCKET_PATH_BYTES: Final = 107
 """What fits into sockaddr_un.sun_path beside the closing NUL (unix(7))."""
 
+SYSTEMD_SOCKETS: Final = Path("/run/rolemesh-llama")
+"""RuntimeDirectory= of the units, made at their start."""
+
+SYSTEMD_PARAMETERS: Final = Path("/run/rolemesh/llama")
+"""Made by systemd-tmpfiles, so that it outlives the agent."""
+
 _LONGEST_INSTANCE: Final = "gpu999-" + "x" * 24
 
 
@@ -28,11 +34,17 @@ class InstanceFiles:
 
     sockets: Path
     parameters: Path
+    made_by_systemd: bool = False
 
     @classmethod
     def below(cls, runtime_directory: Path) -> "InstanceFiles":
         """Return the places below one directory, as the child supervisor uses them."""
         return cls(sockets=runtime_directory, parameters=runtime_directory / "parameters")
+
+    @classmethod
+    def of_systemd(cls) -> "InstanceFiles":
+        """Return the places that the units of systemd use."""
+        return cls(sockets=SYSTEMD_SOCKETS, parameters=SYSTEMD_PARAMETERS, made_by_systemd=True)
 
     def socket(self, instance: InstanceName) -> Path:
         """Return the path of the instance's HTTP socket."""
@@ -43,10 +55,13 @@ class InstanceFiles:
         return self.parameters / f"{instance}.json"
 
     def prepare(self) -> None:
-        """Make the directories.
+        """Make the directories; systemd makes its own.
 
         Raises StartError when that fails or when sockets in them would have too long a path.
         """
+        if self.made_by_systemd:
+            _check_parameters_directory(self.parameters)
+            return
         longest = os.fsencode(self.socket(InstanceName(_LONGEST_INSTANCE)))
         if len(longest) > MAX_SOCKET_PATH_BYTES:
             msg = (
@@ -86,6 +101,16 @@ class InstanceFiles:
 
     def _parameters(self, instance: InstanceName) -> StateFile:
         return StateFile(self.parameters_file(instance), mode=0o644)
+
+
+def _check_parameters_directory(path: Path) -> None:
+    if not os.access(path, os.W_OK | os.X_OK):
+        msg = (
+            f"{path} is not there, or user {os.geteuid()} may not write to it: "
+            "`systemd-tmpfiles --create rolemesh-node-agent.conf` makes it for _rolemesh-agent; "
+            "any other user sets ROLEMESH_UNIT_CONTROL=child"
+        )
+        raise StartError(msg)
 
 
 def _as_mapping(tree: Any) -> Mapping[str, Any]:

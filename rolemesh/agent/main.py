@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import secrets
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -9,12 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from rolemesh.agent.access import AgentAccess
-from rolemesh.agent.child_supervisor import ChildSupervisor, rolemesh_llama_argv
 from rolemesh.agent.fleet import Fleet
 from rolemesh.agent.gpu_numbers import GpuNumbersFile
 from rolemesh.agent.host_watch import HostWatch
 from rolemesh.agent.inference import Inference
-from rolemesh.agent.instance_files import InstanceFiles, runtime_directory
 from rolemesh.agent.model_check import ModelCheck
 from rolemesh.agent.node import Node
 from rolemesh.agent.node_api import NodeApi
@@ -22,6 +21,7 @@ from rolemesh.agent.nvml import Nvml
 from rolemesh.agent.report import build_report, status_line
 from rolemesh.agent.reporters import Reporters
 from rolemesh.agent.token import load_token
+from rolemesh.agent.unit_host import choose_unit_host
 from rolemesh.config import cli
 from rolemesh.config.dropins import ConfigSource
 from rolemesh.config.settings import NodeSettings
@@ -31,8 +31,9 @@ from rolemesh.relay.inbound import InboundServer
 from rolemesh.relay.paths import INFERENCE_PATHS
 from rolemesh.relay.serving import accepting
 from rolemesh.relay.upstream import UpstreamPool
-from rolemesh.runtime.daemon import Lifecycle, run_daemon
-from rolemesh.runtime.listeners import bind
+from rolemesh.runtime.daemon import Lifecycle, refusal_log, run_daemon
+from rolemesh.runtime.fd_store import take_passed_sockets
+from rolemesh.runtime.listeners import Listeners
 from rolemesh.runtime.log import log_warnings
 from rolemesh.runtime.state import require_directory
 from rolemesh.runtime.tasks import TaskScope
@@ -53,7 +54,7 @@ def main() -> int:
     args = parser.parse_args()
     source = cli.source_from(args, program="node")
     if args.check:
-        return cli.check(source)
+        return cli.check(source, refused=refusal_log())
 
     async def serve(lifecycle: Lifecycle) -> None:
         store = node_store(source)
@@ -71,11 +72,10 @@ class Agent:
     ) -> None:
         self._lifecycle = lifecycle
         self._store = store
+        self._listeners = Listeners(lifecycle.notifier, take_passed_sockets(os.environ))
         self._boot_id = secrets.token_hex(8)
         self._token = load_token(state_directory)
-        self._files = InstanceFiles.below(
-            runtime_directory(store.settings.node_id, state_directory)
-        )
+        self._state_directory = state_directory
         self._host_watch = HostWatch(
             nvml=Nvml(), numbers_file=GpuNumbersFile(state_directory), models=ModelCheck()
         )
@@ -85,26 +85,23 @@ class Agent:
         settings = self._store.settings
         log_warnings(self._store.loaded.warnings)
         # First of all: a second agent with this configuration ends here, and starts nothing.
-        self._sockets = bind(settings.listen)
-        self._files.prepare()
-        config_args = cli.source_arguments(source)
-        supervisor = ChildSupervisor(
-            directory=self._files.sockets,
-            argv_of=lambda instance: rolemesh_llama_argv(
-                instance,
-                parameters=self._files.parameters_file(instance),
-                config_args=config_args,
-            ),
+        await self._listeners.open(settings.listen)
+        host = choose_unit_host(
+            node_id=settings.node_id,
+            state_directory=self._state_directory,
+            config_args=cli.source_arguments(source),
         )
-        # The scope ends first: nobody starts an instance while the supervisor stops them.
-        async with aclosing(self._host_watch), supervisor, TaskScope() as scope:
-            fleet = Fleet(control=supervisor, files=self._files, scope=scope, settings=settings)
+        self._files = host.files
+        self._files.prepare()
+        # The scope ends first: nobody starts an instance while a supervisor stops them.
+        async with aclosing(self._host_watch), host.control as control, TaskScope() as scope:
+            fleet = Fleet(control=control, files=self._files, scope=scope, settings=settings)
             await self._build(fleet, scope)
             await self._serve(fleet, scope)
 
     async def _build(self, fleet: Fleet, scope: TaskScope) -> None:
         settings = self._store.settings
-        hosts, port = settings.listen.host, self._sockets[0].getsockname()[1]
+        hosts, port = settings.listen.host, self._listeners.port
         self._access = AgentAccess(settings, token=self._token, hosts=hosts)
         self._node = Node(
             settings=settings,
@@ -146,7 +143,7 @@ class Agent:
                 limits=settings.limits,
                 scope=scope,
             )
-            async with accepting(self._sockets, self._inbound):
+            async with accepting(self._listeners.sockets, self._inbound) as self._accepting:
                 await self._live(scope)
             await self._inbound.drain(self._store.settings.limits.drain_s)
         fleet.end()
@@ -170,14 +167,17 @@ class Agent:
         self._reporters.node_changed()
 
     async def _reload(self) -> None:
-        self._store.reload()
+        self._store.reload(prepare=lambda settings: self._listeners.change(settings.listen))
+        await self._accepting.follow(self._listeners.sockets)
         log_warnings(self._store.loaded.warnings)
         # The fleet follows at once; what the new settings name is looked at before READY.
         self._node.observed(await self._host_watch.observe(self._store.settings))
         logger.info("reloaded: %s", self._status())
 
     def _settings_changed(self, _old: NodeSettings, new: NodeSettings) -> None:
+        self._access.listens_on(new.listen.host)
         self._access.replace(new)
+        self._reporters.listens_on(new.listen.host, self._listeners.port)
         self._inbound.limits = new.limits
         self._node.settings_changed(new)
         self._reporters.apply(new)

@@ -12,7 +12,10 @@ from rolemesh.names import ModelId
 
 
 class ManagedInstance:
-    """`last_used` is monotonic; a `retired` one is forgotten as soon as it is empty."""
+    """`last_used` is monotonic; a `retired` one is forgotten as soon as it is empty.
+
+    One that is `enabled` in systemd counts as pinned.
+    """
 
     def __init__(self, desired: DesiredInstance) -> None:
         self.desired = desired
@@ -20,6 +23,7 @@ class ManagedInstance:
         self.slots = Slots()
         self.last_used = 0.0
         self.retired = False
+        self.enabled = False
 
     @property
     def state(self) -> InstanceState:
@@ -44,7 +48,7 @@ class ManagedInstance:
             model_id=instance.model_id,
             next_model_id=instance.next_model_id,
             assigned=desired.model,
-            pinned=desired.pinned,
+            pinned=desired.pinned or self.enabled,
             missing=desired.missing,
             leases=self.slots.requests,
             waiting=waiting.get(instance.model_id, 0) if instance.model_id is not None else 0,

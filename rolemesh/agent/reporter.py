@@ -82,6 +82,12 @@ class Reporter:
         self._registered_as = ""
         self._told: tuple[ModelReport, ...] = ()
 
+    def listens_on(self, hosts: tuple[str, ...], port: int) -> None:
+        """Follow other addresses listened on, and tell the gateway soon."""
+        self._hosts, self._port = hosts, port
+        self._told = ()
+        self._changed.set()
+
     def node_changed(self) -> None:
         """Learn that a report would differ from the last one."""
         self._changed.set()
@@ -126,7 +132,11 @@ class Reporter:
         answer = await self._send("POST", "/v1/nodes/register", report.to_json())
         self._registered_as = base_url
         self._take_interval(answer)
-        logger.info("registered", extra=fields(gateway=self.link.url, base_url=base_url))
+        logger.info(
+            "registered at %s",
+            self.link.url,
+            extra=fields(gateway=self.link.url, base_url=base_url),
+        )
 
     async def _beat(self, base_url: str) -> bool:
         """Send a heartbeat; tells whether the gateway knows this life of the agent."""

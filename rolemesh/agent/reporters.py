@@ -27,6 +27,13 @@ class Reporters:
         self._on_link_change = on_link_change
         self._links: dict[GatewayLink, tuple[Reporter, asyncio.Task[None]]] = {}
 
+    def listens_on(self, hosts: tuple[str, ...], port: int) -> None:
+        """Follow other addresses listened on, which gateways are to use from now on."""
+        if (hosts, port) != (self._hosts, self._port):
+            self._hosts, self._port = hosts, port
+            for reporter, _ in self._links.values():
+                reporter.listens_on(hosts, port)
+
     def apply(self, settings: NodeSettings) -> None:
         """Report to the gateways of `settings`, and to no others any more."""
         for link in tuple(self._links):

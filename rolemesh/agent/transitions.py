@@ -272,5 +272,5 @@ def _failed(instance: Instance, unit: UnitObserved) -> Instance:
         instance,
         state=InstanceState.FAILED,
         restarts=unit.restarts,
-        reason=unit.status_text or "its unit failed",
+        reason=unit.status_text or f"its unit failed ({unit.result})",
     )

@@ -29,6 +29,7 @@ class UnitStatus:
     `main_pid` is the pid of its rolemesh-llama, None when it does not run. `status_text` is the
     last STATUS= it sent. `result` is systemd's Result: "success" unless it failed ("exit-code",
     "signal", "watchdog", "timeout", "protocol"). `restarts` counts automatic restarts (NRestarts).
+    `enabled`: an admin wants it to run whenever the machine does.
     """
 
     instance: InstanceName
@@ -37,6 +38,7 @@ class UnitStatus:
     status_text: str
     result: str
     restarts: int
+    enabled: bool = False
 
 
 class UnitControl(Protocol):

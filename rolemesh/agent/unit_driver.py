@@ -94,7 +94,7 @@ class UnitDriver:
         try:
             event = await effect()
         except UnitFailed as err:
-            event = ActionFailed(reason=err.status_text or err.result)
+            event = ActionFailed(reason=err.status_text or f"its unit failed ({err.result})")
         except NodeError as err:
             event = ActionFailed(reason=str(err))
         report(instance, event)

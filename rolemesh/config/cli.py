@@ -9,7 +9,7 @@ is kept; `source_arguments` starts another program with the same configuration.
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -137,11 +137,22 @@ def load_node_settings(args: argparse.Namespace) -> NodeSettings:
     return load_node(source_from(args, program="node"), reads_keys=False).settings
 
 
-def check(source: ConfigSource, environ: Mapping[str, str] = os.environ) -> int:
-    """Carry out `--check`: print warnings, problems and a summary; return the exit status."""
+def check(
+    source: ConfigSource,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    refused: Callable[[ConfigError], None] | None = None,
+) -> int:
+    """Carry out `--check`: print warnings, problems and a summary; return the exit status.
+
+    With `refused`, that is told of a refusal in place of stderr.
+    """
     try:
         summary, warnings = _checked(source, environ)
     except ConfigError as error:
+        if refused is not None:
+            refused(error)
+            return EXIT_CONFIG
         _print_errors("warning: ", error.warnings)
         _print_errors("", error.problems)
         count = _counted(len(error.problems), "problem")

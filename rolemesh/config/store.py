@@ -41,12 +41,15 @@ class ConfigStore(Generic[SettingsT]):
         """
         self._subscribers.append(on_change)
 
-    def load(self) -> Loaded[SettingsT]:
+    def load(self, *, prepare: Callable[[SettingsT], None] | None = None) -> Loaded[SettingsT]:
         """Read and accept the configuration; raises ConfigError and changes nothing.
 
-        At the first call nobody is told: there is no old configuration.
+        `prepare` does what may still fail with these settings; what it raises refuses them. At
+        the first call nobody is told: there is no old configuration.
         """
         new = self._load()
+        if prepare is not None:
+            prepare(new.settings)
         old, self._current = self._current, new
         self.generation += 1
         if old is not None and old.settings != new.settings:

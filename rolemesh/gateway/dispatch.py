@@ -24,7 +24,7 @@ from rolemesh.gateway.health import HealthWatch
 from rolemesh.gateway.routing_table import Candidate, Target
 from rolemesh.gateway.selection import CandidateKey, Load, Selection, select_candidates
 from rolemesh.gateway.tables import RoutingTables
-from rolemesh.names import Alias
+from rolemesh.names import Alias, Role
 from rolemesh.relay.client import ClientStream, InboundRequest
 from rolemesh.relay.edit import RequestBody
 from rolemesh.relay.exchange import Bounds, Outbound, Refused, attempt
@@ -42,6 +42,7 @@ class Trip:
     """One request on its way; filled in as it goes, and read for its record in the log."""
 
     alias: Alias
+    role: Role | None = None
     inbound: InboundRequest
     body: RequestBody
     path: InferencePath

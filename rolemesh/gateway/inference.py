@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from dataclasses import dataclass
 
 from rolemesh.errors import BadRequest, NotAllowed, RoleMeshError
 from rolemesh.gateway.access import GatewayAccess
@@ -13,9 +14,18 @@ from rolemesh.relay.edit import RequestBody
 from rolemesh.relay.paths import INFERENCE_PATHS
 from rolemesh.relay.replies import CLIENT_CLOSED_REQUEST, status_of
 from rolemesh.runtime.keys import ANYONE, Principal
-from rolemesh.runtime.log import fields
+from rolemesh.runtime.log import fields, quoted
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Ending:
+    """How a request ended."""
+
+    status: int = 500
+    phase: str | None = None
+    reason: str | None = None
 
 
 class Inference:
@@ -35,20 +45,21 @@ class Inference:
 
     async def handle(self, request: InboundRequest, client: ClientStream) -> None:
         """Answer one request; raises what the client is to be told."""
-        principal, trip, status = ANYONE, None, 500
+        principal, trip, ending = ANYONE, None, _Ending()
         try:
             principal = self._access.clients.identify(request.peer, request.field)
             trip = self._trip(request, principal)
             await self._dispatcher.dispatch(trip, client)
-            status = client.status
+            ending.status, ending.phase = client.status, "done"
         except RoleMeshError as err:
-            status = status_of(err)
+            ending = _Ending(status_of(err), _phase(trip, client), str(err))
             raise
         except asyncio.CancelledError:
             status = CLIENT_CLOSED_REQUEST if client.client_gone else 503
+            ending = _Ending(status, _phase(trip, client))
             raise
         finally:
-            self._record(request, principal, trip, status)
+            self._record(request, principal, trip, ending)
 
     def _trip(self, request: InboundRequest, principal: Principal) -> Trip:
         path = INFERENCE_PATHS[request.path]
@@ -63,6 +74,7 @@ class Inference:
         target = self._tables.target(alias)
         return Trip(
             alias=alias,
+            role=target.role,
             inbound=request,
             body=body,
             path=path,
@@ -71,20 +83,28 @@ class Inference:
         )
 
     def _record(
-        self, request: InboundRequest, principal: Principal, trip: Trip | None, status: int
+        self,
+        request: InboundRequest,
+        principal: Principal,
+        trip: Trip | None,
+        ending: _Ending,
     ) -> None:
-        took = self._loop.time() - request.received_at
+        total_ms = (self._loop.time() - request.received_at) * 1000
         candidate = trip.candidate if trip is not None else None
         first_byte_at = trip.first_byte_at if trip is not None else 0.0
         logger.info(
-            "request %s",
-            "answered" if status < 400 else "failed",
+            "%s: %d in %.0f ms",
+            _route(request, trip),
+            ending.status,
+            total_ms,
             extra=fields(
                 request_id=request.request_id,
-                status=status,
+                status=ending.status,
                 client=principal.name,
                 path=request.path,
+                phase=ending.phase,
                 alias=trip and trip.alias,
+                role=trip and trip.role,
                 node=candidate and candidate.upstream.name,
                 model_id=candidate and candidate.model,
                 attempts=trip and trip.attempts,
@@ -92,6 +112,26 @@ class Inference:
                 first_byte_ms=(first_byte_at - request.received_at) * 1000
                 if first_byte_at
                 else None,
-                total_ms=took * 1000,
+                total_ms=total_ms,
+                reason=ending.reason,
             ),
         )
+
+
+def _route(request: InboundRequest, trip: Trip | None) -> str:
+    """Return what was asked for and where it went: `coder -> qwen-coder on gpubox`."""
+    if trip is None:
+        return request.path
+    alias, candidate = quoted(trip.alias), trip.candidate
+    if candidate is None:
+        return alias
+    return f"{alias} -> {quoted(candidate.model or trip.alias)} on {candidate.upstream.name}"
+
+
+def _phase(trip: Trip | None, client: ClientStream) -> str:
+    """Return how far a request came that did not come to its end."""
+    if trip is None:
+        return "accept"
+    if client.started:
+        return "stream"
+    return "queue" if trip.candidate is None else "upstream"

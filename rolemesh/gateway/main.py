@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import logging
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,8 +27,9 @@ from rolemesh.relay.inbound import InboundServer
 from rolemesh.relay.paths import INFERENCE_PATHS
 from rolemesh.relay.serving import accepting
 from rolemesh.relay.upstream import UpstreamPool
-from rolemesh.runtime.daemon import Lifecycle, run_daemon
-from rolemesh.runtime.listeners import bind
+from rolemesh.runtime.daemon import Lifecycle, refusal_log, run_daemon
+from rolemesh.runtime.fd_store import take_passed_sockets
+from rolemesh.runtime.listeners import Listeners
 from rolemesh.runtime.log import log_warnings
 from rolemesh.runtime.state import StateFile, require_directory
 from rolemesh.runtime.tasks import TaskScope
@@ -48,7 +50,7 @@ def main() -> int:
     args = parser.parse_args()
     source = cli.source_from(args, program="gateway")
     if args.check:
-        return cli.check(source)
+        return cli.check(source, refused=refusal_log())
 
     async def serve(lifecycle: Lifecycle) -> None:
         store = gateway_store(source)
@@ -69,6 +71,7 @@ class Gateway:
     ) -> None:
         self._lifecycle = lifecycle
         self._store = store
+        self._listeners = Listeners(lifecycle.notifier, take_passed_sockets(os.environ))
         settings = store.settings
         self._access = GatewayAccess(settings)
         self._admission = Admission(settings.limits)
@@ -89,7 +92,7 @@ class Gateway:
         """Serve until told to stop, then drain."""
         settings = self._store.settings
         log_warnings(self._store.loaded.warnings)
-        listeners = bind(settings.listen)
+        await self._listeners.open(settings.listen)
         pool = UpstreamPool()
         async with TaskScope() as scope:
             self._health = HealthWatch(
@@ -123,7 +126,7 @@ class Gateway:
                 self._watch_upstreams(settings)
                 self._health.probe_restored()
                 await self._health.refresh()
-                async with accepting(listeners, self._inbound):
+                async with accepting(self._listeners.sockets, self._inbound) as self._accepting:
                     await self._serve()
                 await self._inbound.drain(self._store.settings.limits.drain_s)
         pool.close()
@@ -153,19 +156,18 @@ class Gateway:
         )
 
     async def _reload(self) -> None:
-        self._store.reload()
+        self._store.reload(prepare=lambda settings: self._listeners.change(settings.listen))
+        await self._accepting.follow(self._listeners.sockets)
         log_warnings(self._store.loaded.warnings)
         logger.info("reloaded: %s", self._status())
 
-    def _settings_changed(self, old: GatewaySettings, new: GatewaySettings) -> None:
+    def _settings_changed(self, _old: GatewaySettings, new: GatewaySettings) -> None:
         self._access.replace(new)
         self._admission.limits = self._inbound.limits = new.limits
         self._registry.stale_after_s = new.stale_after_s
         self._node_api.settings = new
         self._watch_upstreams(new)
         self._routing_changed()
-        if old.listen != new.listen:
-            logger.warning("listen changed: this takes effect at the next restart")
 
     # -- what people are told --------------------------------------------------------------
 

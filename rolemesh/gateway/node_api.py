@@ -22,6 +22,7 @@ from rolemesh.relay.application import peer_of
 from rolemesh.relay.replies import Reply, json_reply
 from rolemesh.runtime.listeners import is_loopback
 from rolemesh.runtime.log import fields
+from rolemesh.runtime.operator_events import OperatorEvent
 from rolemesh.wire import NodeReport
 
 logger = logging.getLogger(__name__)
@@ -59,8 +60,14 @@ class NodeApi:
         self._registry.register(report, address)
         if known is None or known.report.boot_id != report.boot_id:
             logger.info(
-                "node registered",
-                extra=fields(node=report.node_id, base_url=report.base_url, peer=peer),
+                "node %s registered",
+                report.node_id,
+                extra=fields(
+                    event=OperatorEvent.NODE_REGISTERED,
+                    node=report.node_id,
+                    base_url=report.base_url,
+                    peer=peer,
+                ),
             )
         return json_reply(
             {
@@ -90,7 +97,7 @@ class NodeApi:
         if not self._registry.remove(node_id):
             msg = f"{node_id} is not registered here"
             raise UnknownPath(msg)
-        logger.info("node removed", extra=fields(node=node_id))
+        logger.info("node %s removed", node_id, extra=fields(node=node_id))
         return json_reply({"status": "removed"})
 
     async def _checked(self, address: UpstreamAddress, peer: str) -> UpstreamAddress:

@@ -5,6 +5,7 @@ file and not heard or probed since, or lost (a request failed and a probe confir
 change marks the routing table for rebuilding through `on_change`.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +16,11 @@ from rolemesh import jsonread
 from rolemesh.address import UpstreamAddress
 from rolemesh.gateway.routing_table import NodeView
 from rolemesh.names import NodeId
+from rolemesh.runtime.log import fields
+from rolemesh.runtime.operator_events import OperatorEvent
 from rolemesh.wire import NodeReport, models_from_json
+
+logger = logging.getLogger(__name__)
 
 SAVED_VERSION = 1
 
@@ -145,6 +150,8 @@ class Registry:
     def _put(self, node: Node) -> None:
         before = self._nodes.get(node.report.node_id)
         self._nodes[node.report.node_id] = node
+        if before is not None and before.state is not node.state:
+            _log_change(before, node, self._clock())
         if before is None or _routed_on(before) != _routed_on(node):
             self._on_change()
 
@@ -173,6 +180,16 @@ class Registry:
             state=NodeState.RESTORED,
             heard_at=self._clock(),
         )
+
+
+def _log_change(before: Node, node: Node, now: float) -> None:
+    name = node.report.node_id
+    if node.state in (NodeState.LATE, NodeState.LOST):
+        extra = fields(event=OperatorEvent.NODE_LOST, node=name)
+        logger.warning("node %s is out of routing: %s", name, node.unusable(now), extra=extra)
+    elif before.state in (NodeState.LATE, NodeState.LOST):
+        extra = fields(event=OperatorEvent.NODE_BACK, node=name)
+        logger.info("node %s is back", name, extra=extra)
 
 
 def _routed_on(node: Node) -> tuple[Any, ...]:

@@ -45,7 +45,9 @@ def run(arguments: Sequence[str]) -> int:
     N. 1: anything else. The reason is in the log and in STATUS.
     """
     options = _parse(arguments)
-    setup_logging(options.instance)
+    setup_logging(
+        options.instance, program="rolemesh-llama", constant={"instance": options.instance}
+    )
     notifier = Notifier()
     try:
         files = RuntimeFiles.of(options.instance, os.environ)

@@ -76,6 +76,7 @@ class ClientConnection(asyncio.Protocol):
         "_buffer",
         "_paused",
         "_reader",
+        "_served_one",
         "_server",
         "_since",
         "_source",
@@ -95,6 +96,7 @@ class ClientConnection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._source: asyncio.Transport | None = None
         self._paused = False
+        self._served_one = False
         self.gone = False
 
     # -- asyncio.Protocol ------------------------------------------------------------------
@@ -217,6 +219,7 @@ class ClientConnection(asyncio.Protocol):
             self.close()
             return
         self._reader = None
+        self._served_one = True
         self._state = _State.HEAD
         self._since = self._server.clock()
         if self._buffer:
@@ -273,9 +276,9 @@ class ClientConnection(asyncio.Protocol):
         self._since = self._server.clock()
         self._transport.close()
 
-    def close_if_idle(self) -> None:
-        """Close unless a request is under way."""
-        if self._state is _State.HEAD and not self._buffer:
+    def close_if_idle(self, *, but_new: bool = False) -> None:
+        """Close unless a request is under way; with `but_new`, unless the first is still to come."""
+        if self._state is _State.HEAD and not self._buffer and (self._served_one or not but_new):
             self.close()
 
     def abort(self) -> None:

@@ -17,6 +17,9 @@ from rolemesh.runtime.tasks import TaskScope
 
 logger = logging.getLogger(__name__)
 
+FIRST_REQUEST_S: Final = 1.0
+"""How long a drain waits for the request of a client that was accepted just before."""
+
 LAST_WORDS_S: Final = 1.0
 """How long clients whose requests are ended may take to read why."""
 
@@ -110,13 +113,17 @@ class InboundServer:
     async def drain(self, timeout_s: float) -> None:
         """Close idle connections, let requests finish for `timeout_s`, then end them.
 
-        A request has finished once its client has taken the whole reply.
+        A request has finished once its client has taken the whole reply. A client that has just
+        been accepted is still answered.
         """
         self.draining = True
-        for connection in tuple(self.connections):
-            connection.close_if_idle()
-        self._note_quiet()
-        if await self._quiet_within(timeout_s):
+        self._close_idle(but_new=True)
+        patience = self.loop.call_later(min(FIRST_REQUEST_S, timeout_s), self._close_idle)
+        # Who waits for this daemon's next life waits no longer than `timeout_s`, if that is possible.
+        last_words_s = LAST_WORDS_S if timeout_s > 2 * LAST_WORDS_S else 0.0
+        quiet = await self._quiet_within(timeout_s - last_words_s)
+        patience.cancel()
+        if quiet:
             return
         logger.warning("%d requests did not finish in %g s", len(self._live), timeout_s)
         for task in self._live.values():
@@ -124,6 +131,11 @@ class InboundServer:
         await self._quiet_within(LAST_WORDS_S)
         for connection in tuple(self.connections):
             connection.abort()
+
+    def _close_idle(self, *, but_new: bool = False) -> None:
+        for connection in tuple(self.connections):
+            connection.close_if_idle(but_new=but_new)
+        self._note_quiet()
 
     async def _quiet_within(self, seconds: float) -> bool:
         try:

@@ -2,8 +2,11 @@
 
 daemon     one asyncio main: signals, readiness, reload, exit codes
 notify     what a daemon tells its service manager
-log        log lines with fields
-listeners  the sockets a daemon accepts on
+fd_store   listening sockets that the service manager passes at start
+log        log records with fields, and where they go
+journal    records in the journal's own protocol
+operator_events  rare events with a fixed MESSAGE_ID
+listeners  the sockets a daemon accepts on, kept over a restart
 state      state files: atomic, set aside when corrupt
 keys       accepted keys and who they belong to
 tasks      the only place that starts tasks

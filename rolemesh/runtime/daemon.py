@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
 from rolemesh.errors import ConfigError, RoleMeshError
-from rolemesh.runtime.log import setup_logging
+from rolemesh.runtime.log import fields, log_problem, setup_logging, stderr_is_journal
 from rolemesh.runtime.notify import Notifier, watchdog_interval_s
+from rolemesh.runtime.operator_events import OperatorEvent
 from rolemesh.runtime.tasks import TaskScope
 
 logger = logging.getLogger(__name__)
@@ -38,14 +39,17 @@ class Lifecycle:
 
     def status_changed(self) -> None:
         """Send STATUS again if its text changed."""
-        self.notifier.status(self.status())
+        self.notifier.status(self._status_text())
+
+    def _status_text(self) -> str:
+        return "; ".join(filter(None, (self.status(), log_problem())))
 
     async def serve(self, reload: Callable[[], Awaitable[None]]) -> None:
         """Tell READY, then reload on SIGHUP until SIGTERM or SIGINT; returns to be torn down.
 
         `reload` raises ConfigError to refuse; what was in force then stays in force.
         """
-        self.notifier.ready(self.status())
+        self.notifier.ready(self._status_text())
         async with TaskScope() as scope:
             interval_s = watchdog_interval_s()
             if interval_s is not None:
@@ -60,15 +64,16 @@ class Lifecycle:
         try:
             await reload()
         except ConfigError as err:
-            logger.error("reload refused, the old configuration stays in force:\n%s", err)  # noqa: TRY400
+            _log_refusal(err)
         except Exception:
             logger.exception("reload failed inside RoleMesh; the daemon serves on")
         finally:
-            self.notifier.ready(self.status())  # without it `systemctl reload` hangs for ever
+            self.notifier.ready(self._status_text())  # without it `systemctl reload` hangs for ever
 
     async def _feed_watchdog(self, interval_s: float) -> None:
         while True:
             self.notifier.watchdog()
+            self.status_changed()
             await asyncio.sleep(interval_s)
 
     @contextlib.contextmanager
@@ -99,6 +104,22 @@ class Lifecycle:
         finally:
             for number in numbers:
                 loop.remove_signal_handler(number)
+
+
+def refusal_log() -> Callable[[ConfigError], None] | None:
+    """Return what logs that `--check` refused a reload, None where a person reads stderr."""
+    if not stderr_is_journal():
+        return None
+    setup_logging()
+    return _log_refusal
+
+
+def _log_refusal(error: ConfigError) -> None:
+    logger.error(
+        "reload refused, the old configuration stays in force:\n%s",
+        error,
+        extra=fields(event=OperatorEvent.RELOAD_REFUSED),
+    )
 
 
 def run_daemon(main: Callable[[Lifecycle], Awaitable[None]]) -> int:

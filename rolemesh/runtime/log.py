@@ -1,35 +1,43 @@
-"""Log lines with fields.
+"""Log records with fields, and where they go: to a terminal as lines, to the journal as fields.
 
-Records carry request fields as `extra=fields(...)`; on stderr they follow the message as
-`key=value`, in the journal's priority syntax when stderr leads there (sd-daemon(3)).
+Records carry request fields as `extra=fields(...)`. On a terminal they follow the message as
+`key=value`; where stderr leads to the journal, records go there in its own protocol (`journal`).
 """
 
 import logging
 import os
 import sys
-from collections.abc import Iterable
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 from rolemesh.errors import Problem
+from rolemesh.runtime.journal import (
+    EVENT,
+    FIELDS,
+    JOURNAL_SOCKET,
+    JournalHandler,
+    JournalSender,
+    RecordEncoder,
+    priority,
+    value_text,
+)
+from rolemesh.runtime.operator_events import OperatorEvent
 
 logger = logging.getLogger(__name__)
 
-_FIELDS: Final = "rolemesh_fields"
-_PRIORITIES: Final = (
-    (logging.CRITICAL, 2),
-    (logging.ERROR, 3),
-    (logging.WARNING, 4),
-    (logging.INFO, 6),
-    (logging.NOTSET, 7),
-)
 
-
-def fields(**values: Any) -> dict[str, Any]:
+def fields(*, event: OperatorEvent | None = None, **values: Any) -> dict[str, Any]:
     """Return the `extra` of a log call; None values are left out.
 
     Never pass prompts, replies or keys: what stands here reaches the journal.
     """
-    return {_FIELDS: {key: value for key, value in values.items() if value is not None}}
+    extra: dict[str, Any] = {
+        FIELDS: {key: value for key, value in values.items() if value is not None}
+    }
+    if event is not None:
+        extra[EVENT] = event
+    return extra
 
 
 class _Formatter(logging.Formatter):
@@ -41,24 +49,21 @@ class _Formatter(logging.Formatter):
         self._for_journal = for_journal
 
     def format(self, record: logging.LogRecord) -> str:
-        extra: dict[str, Any] = getattr(record, _FIELDS, {})
-        pairs = "".join(f" {key}={_quoted(value)}" for key, value in extra.items())
+        extra: dict[str, Any] = getattr(record, FIELDS, {})
+        pairs = "".join(f" {key}={quoted(value)}" for key, value in extra.items())
         if not self._for_journal:
             return super().format(record) + pairs
         text = record.getMessage() + pairs
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
-        prefix = f"<{_priority(record.levelno)}>"
+        prefix = f"<{priority(record.levelno)}>"
         return "\n".join(prefix + line for line in text.splitlines())
 
 
-def _quoted(value: Any) -> str:
-    text = f"{value:.1f}" if isinstance(value, float) else str(value)
+def quoted(value: Any) -> str:
+    """Return a value as one word that cannot forge anything in a line, quoted if need be."""
+    text = value_text(value)
     return text if text and text.isprintable() and " " not in text else repr(text)
-
-
-def _priority(level: int) -> int:
-    return next(priority for floor, priority in _PRIORITIES if level >= floor)
 
 
 def stderr_is_journal() -> bool:
@@ -71,20 +76,41 @@ def stderr_is_journal() -> bool:
     return (device, inode) == (str(stat.st_dev), str(stat.st_ino))
 
 
-def setup_logging(name: str = "") -> None:
+def setup_logging(
+    name: str = "", *, program: str = "", constant: Mapping[str, Any] | None = None
+) -> None:
     """Send the records of this process to stderr; $ROLEMESH_LOG_LEVEL sets the threshold.
 
     `name` stands before each line where several programs share a terminal; the journal knows
-    without it whose line it is.
+    without it whose line it is. There `program` is the identifier, and `constant` are fields that
+    every record has.
     """
     level = os.environ.get("ROLEMESH_LOG_LEVEL", "INFO").upper()
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter(for_journal=stderr_is_journal(), name=name))
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    root.handlers[:] = [_handler(name, program or Path(sys.argv[0]).name, constant or {})]
     root.setLevel(level if level in logging.getLevelNamesMapping() else logging.INFO)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     logging.raiseExceptions = False
+    # Nothing that is written names a source line, thread or process, and finding them costs more
+    # than all else of a record.
+    logging._srcfile = None  # noqa: SLF001 - the documented way
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+
+
+def _handler(name: str, program: str, constant: Mapping[str, Any]) -> logging.Handler:
+    for_journal = stderr_is_journal()
+    if for_journal and JOURNAL_SOCKET.is_socket():
+        return JournalHandler(RecordEncoder(program, constant), JournalSender(JOURNAL_SOCKET))
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter(for_journal=for_journal, name=name))
+    return handler
+
+
+def log_problem() -> str:
+    """Return what keeps log records from being written, "" when nothing does."""
+    handlers = logging.getLogger().handlers
+    problems = [each.problem for each in handlers if isinstance(each, JournalHandler)]
+    return "; ".join(filter(None, problems))
 
 
 def log_warnings(warnings: Iterable[Problem]) -> None:

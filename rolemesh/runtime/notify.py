@@ -1,9 +1,15 @@
 """What a daemon tells its service manager, in the words of sd_notify(3)."""
 
+import array
+import contextlib
 import os
+import socket
 import time
+from collections.abc import Sequence
+from typing import Final
 
-import sdnotify
+SEND_TIMEOUT_S: Final = 1.0
+"""How long a manager that takes nothing may hold up the daemon."""
 
 
 class Notifier:
@@ -14,12 +20,30 @@ class Notifier:
     """
 
     def __init__(self) -> None:
-        self._channel = sdnotify.SystemdNotifier()
         self._last_status = ""
-        os.environ.pop("NOTIFY_SOCKET", None)
+        self._socket = _connected(os.environ.pop("NOTIFY_SOCKET", ""))
 
-    def _send(self, *assignments: str) -> None:
-        self._channel.notify("\n".join(assignments))
+    def _send(self, *assignments: str, fds: Sequence[int] = ()) -> None:
+        if self._socket is None:
+            return
+        text = "\n".join(assignments).encode("utf-8", "backslashreplace")
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        with contextlib.suppress(OSError):
+            self._socket.sendmsg([text], rights)
+
+    def store(self, name: str, fd: int) -> None:
+        """Have the manager keep a duplicate of `fd`, and pass it to this daemon's next life."""
+        self._send("FDSTORE=1", f"FDNAME={name}", fds=(fd,))
+
+    def unstore(self, name: str) -> None:
+        """Have the manager close what it keeps under `name`."""
+        self._send("FDSTOREREMOVE=1", f"FDNAME={name}")
+
+    def close(self) -> None:
+        """Say no more."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
     def ready(self, status: str) -> None:
         """Tell that the daemon serves (also the end of a reload)."""
@@ -51,6 +75,20 @@ class Notifier:
     def watchdog_trigger(self) -> None:
         """Ask to be treated as hung: the manager kills and restarts the service."""
         self._send("WATCHDOG=trigger")
+
+
+def _connected(address: str) -> socket.socket | None:
+    """Return a socket to the manager, None when there is none to talk to."""
+    if not address:
+        return None
+    channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    channel.settimeout(SEND_TIMEOUT_S)
+    try:
+        channel.connect("\0" + address[1:] if address.startswith("@") else address)
+    except OSError:
+        channel.close()
+        return None
+    return channel
 
 
 def watchdog_interval_s() -> float | None:

@@ -85,3 +85,12 @@ def test_new_settings_count_at_once() -> None:
     access.replace(KEYED)
     with pytest.raises(NotAuthenticated):
         identify(access)
+
+
+def test_an_agent_that_moves_off_loopback_asks_everybody_for_a_key() -> None:
+    access = AgentAccess(OPEN, token="t0ken", hosts=("127.0.0.1",))
+    assert identify(access) == "-"
+    access.listens_on(("127.0.0.1", "10.0.0.7"))
+    access.replace(OPEN)
+    with pytest.raises(NotAuthenticated):
+        identify(access)

@@ -306,6 +306,18 @@ async def test_a_pinned_instance_is_never_switched(stage: Stage) -> None:
         await stage.lease("b", wait_s=60)
 
 
+async def test_an_instance_that_systemd_starts_with_the_machine_is_not_switched_either(
+    stage: Stage,
+) -> None:
+    stage.open(node_settings("a", "b"), desired("gpu0", "a"))
+    (await stage.lease("a")).release()
+    stage.units.become("gpu0", ActiveState.ACTIVE, enabled=True)
+    with pytest.raises(Unavailable, match="pinned, runs a"):
+        await stage.lease("b")
+    stage.units.become("gpu0", ActiveState.ACTIVE)
+    (await stage.lease("b")).release()
+
+
 async def test_a_second_instance_with_free_slots_is_used(stage: Stage) -> None:
     stage.open(node_settings("a"), desired("gpu0", "a"), desired("gpu1", "a"))
     await stage.becomes("ready", "gpu0")

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -165,6 +166,10 @@ async def test_every_request_leaves_one_record(
     }
     assert records["good"]["status"] == 200
     assert records["good"]["instance"] == "gpu0"
+    phases = [records[each]["phase"] for each in ("good", "bad", "gone")]
+    assert phases == ["done", "queue", "upstream"]
+    assert records["good"]["node"] == "box"
+    assert re.search(r"^\S+ on gpu0: 200 in \d+ ms$", caplog.records[0].getMessage())
     assert records["good"]["total_ms"] >= records["good"]["first_byte_ms"]
     assert (records["bad"]["status"], records["gone"]["status"]) == (404, 499)
     assert "secret" not in caplog.text

@@ -83,3 +83,22 @@ def test_a_directory_that_cannot_be_made_is_named(short_path: Path) -> None:
 )
 def test_the_runtime_directory_is(environ: dict[str, str], expected: str) -> None:
     assert runtime_directory(NodeId("box"), Path("/state"), environ) == Path(expected)
+
+
+def test_units_of_systemd_have_their_files_in_run() -> None:
+    files = InstanceFiles.of_systemd()
+    assert files.socket(GPU0) == Path("/run/rolemesh-llama/gpu0/http.sock")
+    assert files.parameters_file(GPU0) == Path("/run/rolemesh/llama/gpu0.json")
+
+
+def test_a_directory_that_systemd_has_not_made_is_named_with_the_remedy(
+    short_path: Path,
+) -> None:
+    files = InstanceFiles(
+        sockets=short_path / "a", parameters=short_path / "b", made_by_systemd=True
+    )
+    with pytest.raises(StartError, match="systemd-tmpfiles --create"):
+        files.prepare()
+    files.parameters.mkdir()
+    files.prepare()
+    assert not files.sockets.exists()

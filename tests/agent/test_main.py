@@ -119,7 +119,7 @@ async def test_a_runtime_directory_that_is_too_long_ends_the_start(short_path: P
             *(str(mesh.PROGRAMS / AGENT), f"--config-dir={short_path / 'conf.d'}"),
             *(f"--state-dir={short_path / 'state'}", f"--port={free_port()}"),
         ],
-        environment={"ROLEMESH_RUNTIME_DIRECTORY": str(long)},
+        environment={"ROLEMESH_UNIT_CONTROL": "child", "ROLEMESH_RUNTIME_DIRECTORY": str(long)},
     )
     assert done.status == 1
     assert "too long a path for UNIX sockets" in done.stderr

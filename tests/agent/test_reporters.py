@@ -67,3 +67,16 @@ async def test_the_summary_says_what_is_wrong_with_a_gateway(reporters: Reporter
     await eventually(lambda: "no connection" in reporters.summary(), what="it was tried")
     assert reporters.summary().startswith(f"0/1 ({url} away: ")
     await reporters.leave()
+
+
+async def test_a_node_that_listens_elsewhere_says_so_at_once(
+    reporters: Reporters, gateways: tuple[FakeGateway, FakeGateway]
+) -> None:
+    gateway = gateways[0]
+    reporters.apply(replace(node_settings(), gateways=(GatewayLink(url=gateway.url),)))
+    await eventually(lambda: gateway.reports, what="it knows the node")
+    reporters.listens_on(("127.0.0.1",), 8124)
+    await eventually(lambda: len(gateway.reports) == 2, what="it knows the new address")
+    urls = [report.base_url for report in gateway.reports]
+    assert urls == ["http://127.0.0.1:8123", "http://127.0.0.1:8124"]
+    await reporters.leave()

@@ -62,7 +62,12 @@ ROWS: list[tuple[Instance, InstanceEvent, Instance, tuple[Action, ...]]] = [
     (instance("starting"), ActionFailed(reason="x"), instance("failed", reason="x"), ()),
     (instance("loading"), ActionFailed(reason="x"), instance("failed", reason="x"), ()),
     (instance("loading"), crashed("failed"), instance("failed", reason="out of memory"), ()),
-    (instance("loading"), unit("failed"), instance("failed", reason="its unit failed"), ()),
+    (
+        instance("loading"),
+        unit("failed"),
+        instance("failed", reason="its unit failed (success)"),
+        (),
+    ),
     (
         instance("failed", reason="x"),
         ActionFailed(reason="y"),

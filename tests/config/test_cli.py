@@ -206,6 +206,19 @@ def test_check_prints_everything_that_is_wrong_and_fails(
     )
 
 
+def test_check_tells_a_log_of_a_refusal_in_place_of_stderr(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write("g.yaml", "timeouts: 5")
+    told: list[str] = []
+    status = cli.check(
+        source("--config", str(path)), {}, refused=lambda error: told.append(str(error))
+    )
+    assert status == 78
+    assert told[0].startswith(f"{path}:1: timeouts: expected a mapping")
+    assert capsys.readouterr() == ("", "")
+
+
 def test_check_names_a_file_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.check(source("--config", "/gone.yaml"), {}) == 78
     assert capsys.readouterr().err == (

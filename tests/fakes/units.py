@@ -40,6 +40,7 @@ class FakeUnits:
         status_text: str = "",
         result: str = "success",
         restarts: int | None = None,
+        enabled: bool = False,
     ) -> None:
         """Let a unit's status change, and tell it."""
         name = InstanceName(instance)
@@ -50,6 +51,7 @@ class FakeUnits:
             main_pid=4711 if active is ActiveState.ACTIVE else None,
             status_text=status_text,
             result=result,
+            enabled=enabled,
             restarts=restarts if restarts is not None else before.restarts if before else 0,
         )
         for on_change in self._subscribers:

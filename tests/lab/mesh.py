@@ -51,7 +51,8 @@ async def running_daemon(
 ) -> AsyncIterator[Daemon]:
     """Run `rolemesh-gateway` or `rolemesh-node-agent` in `folder` until the block is left.
 
-    The folder may be one of an earlier run, whose state is then found again.
+    The folder may be one of an earlier run, whose state is then found again. What an agent starts
+    ends with it, also on a host whose systemd could run it.
     """
     drop_ins, state = folder / "conf.d", folder / "state"
     drop_ins.mkdir(parents=True, exist_ok=True)
@@ -63,6 +64,7 @@ async def running_daemon(
         f"--state-dir={state}",
         f"--port={port}",
     )
+    environment = {"ROLEMESH_UNIT_CONTROL": "child", **(environment or {})}
     async with running(command, log=folder / "log", environment=environment) as started:
         daemon = Daemon(
             program=started, url=f"http://127.0.0.1:{port}", drop_ins=drop_ins, state=state

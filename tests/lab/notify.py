@@ -1,5 +1,6 @@
 """Plays the service manager's end of $NOTIFY_SOCKET (sd_notify(3)) for any daemon under test."""
 
+import array
 import asyncio
 import os
 import socket
@@ -14,6 +15,7 @@ from tests.lab.poll import eventually
 
 CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 MAX_DATAGRAM_BYTES = 1 << 16
+MAX_FDS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,12 +28,16 @@ class Notification:
 
 
 class NotifySocket:
-    """Records everything that is sent to it, in order, in `received`."""
+    """Records everything that is sent to it, in order, in `received`.
+
+    It keeps descriptors as FDSTORE=1 asks for: `stored` has them by name.
+    """
 
     def __init__(self, path: Path, listener: socket.socket) -> None:
         self._listener = listener
         self.path = path
         self.received: list[Notification] = []
+        self.stored: dict[str, list[int]] = {}
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -70,13 +76,32 @@ class NotifySocket:
         while True:
             try:
                 text, ancillary, _, _ = self._listener.recvmsg(
-                    MAX_DATAGRAM_BYTES, socket.CMSG_SPACE(CREDENTIALS.size)
+                    MAX_DATAGRAM_BYTES,
+                    socket.CMSG_SPACE(CREDENTIALS.size) + socket.CMSG_SPACE(MAX_FDS * 4),
+                    socket.MSG_CMSG_CLOEXEC,
                 )
             except BlockingIOError:
                 return
-            pid = CREDENTIALS.unpack(ancillary[0][2])[0]
+            content = {kind: data for _, kind, data in ancillary}
+            pid = CREDENTIALS.unpack(content[socket.SCM_CREDENTIALS])[0]
             fields = dict(line.split("=", 1) for line in text.decode().splitlines() if "=" in line)
             self.received.append(Notification(fields=fields, pid=pid, at=time.monotonic()))
+            self._store(fields, list(array.array("i", content.get(socket.SCM_RIGHTS, b""))))
+
+    def _store(self, fields: Mapping[str, str], fds: list[int]) -> None:
+        name = fields.get("FDNAME", "stored")
+        if fields.get("FDSTORE") == "1":
+            self.stored.setdefault(name, []).extend(fds)
+        elif fields.get("FDSTOREREMOVE") == "1":
+            fds = [*fds, *self.stored.pop(name, ())]
+        if fields.get("FDSTORE") != "1":
+            for fd in fds:
+                os.close(fd)
+
+    def drop_stored(self) -> None:
+        """Close all that is stored, as systemd does once a service is stopped for good."""
+        for name in tuple(self.stored):
+            self._store({"FDSTOREREMOVE": "1", "FDNAME": name}, [])
 
 
 @contextmanager
@@ -93,4 +118,5 @@ def notify_socket(folder: Path) -> Iterator[NotifySocket]:
             yield recorder
         finally:
             loop.remove_reader(listener)
+            recorder.drop_stored()
             path.unlink()

@@ -45,7 +45,19 @@ look_for_prerequisites() {
         need pkg-config command -v pkg-config
         need libsystemd-dev pkg-config --exists libsystemd
         need python3-dev python_has_headers
+        need dbus-daemon command -v dbus-daemon
+        if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+            look_for_what_hosts_need
+        fi
     fi
+}
+
+# Without these, or as anybody but root, the tests that need hosts are skipped.
+look_for_what_hosts_need() {
+    need systemd-container command -v systemd-nspawn
+    need mmdebstrap command -v mmdebstrap
+    need iproute2 command -v ip
+    need zstd command -v zstd
 }
 
 install_missing() {

@@ -160,6 +160,7 @@ async def run_to_end(
     *,
     environment: Mapping[str, str] | None = None,
     deadline_s: float = 20,
+    pass_fds: Sequence[int] = (),
 ) -> Finished:
     """Run a short program to its end, the event loop going on."""
     process = await asyncio.create_subprocess_exec(
@@ -168,6 +169,7 @@ async def run_to_end(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, **(environment or {})},
+        pass_fds=pass_fds,
         start_new_session=True,
     )
     try:

@@ -139,6 +139,27 @@ async def test_draining_closes_idle_connections_at_once() -> None:
         assert await idle.rest() == b""
 
 
+async def test_draining_answers_a_client_that_was_accepted_just_before() -> None:
+    async with serving(echo) as served, connected(served.port) as new:
+        await eventually(lambda: served.inbound.connections, what="it is accepted")
+        async with asyncio.TaskGroup() as group:
+            drained = group.create_task(served.inbound.drain(60))
+            await eventually(lambda: served.inbound.draining, what="draining has begun")
+            reply = await new.post(PATH, b"a")
+            assert (reply.status, reply.fields["connection"]) == (200, "close")
+            await asyncio.wait_for(drained, 1)
+
+
+async def test_draining_waits_only_so_long_for_a_first_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(inbound, "FIRST_REQUEST_S", 0.05)
+    async with serving(echo) as served, connected(served.port) as silent:
+        await eventually(lambda: served.inbound.connections, what="it is accepted")
+        await asyncio.wait_for(served.inbound.drain(60), 1)
+        assert await silent.rest() == b""
+
+
 async def test_draining_lets_requests_finish_and_tells_their_clients_to_go() -> None:
     gate = Gate()
     async with (

@@ -1,11 +1,14 @@
 import logging
 import os
+import socket
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rolemesh.runtime import log
-from rolemesh.runtime.log import fields, setup_logging
+from rolemesh.runtime.log import fields, log_problem, setup_logging
 
 
 @pytest.fixture(autouse=True)
@@ -13,10 +16,11 @@ def root_logger_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     root = logging.getLogger()
     monkeypatch.setattr(root, "handlers", list(root.handlers))
     monkeypatch.setattr(root, "level", root.level)
-    monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
+    for name in ("raiseExceptions", "_srcfile", "logThreads", "logProcesses", "logMultiprocessing"):
+        monkeypatch.setattr(logging, name, getattr(logging, name))
 
 
-def record(message: str, *args: object, level: int = logging.INFO, **extra: object) -> str:
+def record(message: str, *args: object, level: int = logging.INFO, **extra: Any) -> str:
     """Return what the journal gets."""
     entry = logging.LogRecord("x", level, "x.py", 1, message, args, None)
     entry.__dict__.update(fields(**extra))
@@ -96,11 +100,40 @@ def test_people_get_time_and_level(
     assert line[2] == line[5] == ":"
 
 
-def test_the_journal_is_known_by_its_stream(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def stderr_leads_to_the_journal(monkeypatch: pytest.MonkeyPatch, short_path: Path) -> Path:
+    """Return where the journal's socket would be."""
     found = os.fstat(sys.stderr.fileno())
     monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino}")
+    monkeypatch.setattr(log, "JOURNAL_SOCKET", short_path / "socket")
+    return short_path / "socket"
+
+
+def test_the_journals_stream_gets_lines_where_its_socket_is_missing(
+    capfd: pytest.CaptureFixture[str], stderr_leads_to_the_journal: Path
+) -> None:
     setup_logging()
-    logging.getLogger("any").warning("said")
-    assert capfd.readouterr().err == "<4>said\n"
+    logging.getLogger("any").warning("said", extra=fields(key=1))
+    assert capfd.readouterr().err == "<4>said key=1\n"
+    assert not stderr_leads_to_the_journal.exists()
+    assert log_problem() == ""
+
+
+def test_the_journal_gets_fields_where_stderr_leads_to_it(
+    capfd: pytest.CaptureFixture[str], stderr_leads_to_the_journal: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(str(stderr_leads_to_the_journal))
+        setup_logging(program="rolemesh-x", constant={"instance": "gpu0"})
+        logging.getLogger("any").warning("said", extra=fields(key=1))
+        sent = receiver.recv(4096).decode().splitlines()
+        logging.getLogger().handlers[0].close()
+    assert sent == [
+        "PRIORITY=4",
+        "SYSLOG_IDENTIFIER=rolemesh-x",
+        "LOGGER=any",
+        "ROLEMESH_INSTANCE=gpu0",
+        "MESSAGE=said",
+        "ROLEMESH_KEY=1",
+    ]
+    assert capfd.readouterr().err == ""

@@ -1,4 +1,5 @@
 import os
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ def notifier(notify_socket: NotifySocket, monkeypatch: pytest.MonkeyPatch) -> It
         monkeypatch.setenv(name, value)
     made = Notifier()
     yield made
-    made._channel.socket.close()
+    made.close()
 
 
 async def test_every_word_reaches_the_manager(
@@ -51,13 +52,37 @@ async def test_a_status_is_sent_only_when_it_changed(
     assert notify_socket.values("STATUS") == ["one", "two", "one"]
 
 
+async def test_a_status_in_any_language_does_not_keep_ready_from_arriving(
+    notifier: Notifier, notify_socket: NotifySocket
+) -> None:
+    notifier.ready("Größe 大 \udcff")
+    notify_socket.read()
+    assert [dict(each.fields) for each in notify_socket.received] == [
+        {"READY": "1", "STATUS": "Größe 大 \\udcff"}
+    ]
+
+
+async def test_a_descriptor_is_kept_by_the_manager_until_it_is_told_to_close_it(
+    notifier: Notifier, notify_socket: NotifySocket
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+        notifier.store("http-x", listener.fileno())
+    notify_socket.read()
+    assert list(notify_socket.stored) == ["http-x"]
+    socket.create_connection(address).close()  # the duplicate listens on
+    notifier.unstore("http-x")
+    notify_socket.read()
+    assert notify_socket.stored == {}
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
+
+
 async def test_children_cannot_speak_in_the_daemons_name(notifier: Notifier) -> None:
     assert isinstance(notifier, Notifier)
     assert "NOTIFY_SOCKET" not in os.environ
 
 
-# sdnotify leaves the socket it could not connect to the garbage collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_without_a_manager_every_call_is_silent(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
