@@ -35,20 +35,20 @@ class Inference:
 
     async def handle(self, request: InboundRequest, client: ClientStream) -> None:
         """Answer one request; raises what the client is to be told."""
-        principal, trip, status = ANYONE, None, 500
+        principal, trip, status, reason = ANYONE, None, 500, None
         try:
             principal = self._access.clients.identify(request.peer, request.field)
             trip = self._trip(request, principal)
             await self._dispatcher.dispatch(trip, client)
             status = client.status
         except RoleMeshError as err:
-            status = status_of(err)
+            status, reason = status_of(err), str(err)
             raise
         except asyncio.CancelledError:
             status = CLIENT_CLOSED_REQUEST if client.client_gone else 503
             raise
         finally:
-            self._record(request, principal, trip, status)
+            self._record(request, principal, trip, status, reason)
 
     def _trip(self, request: InboundRequest, principal: Principal) -> Trip:
         path = INFERENCE_PATHS[request.path]
@@ -71,7 +71,12 @@ class Inference:
         )
 
     def _record(
-        self, request: InboundRequest, principal: Principal, trip: Trip | None, status: int
+        self,
+        request: InboundRequest,
+        principal: Principal,
+        trip: Trip | None,
+        status: int,
+        reason: str | None,
     ) -> None:
         took = self._loop.time() - request.received_at
         candidate = trip.candidate if trip is not None else None
@@ -93,5 +98,6 @@ class Inference:
                 if first_byte_at
                 else None,
                 total_ms=took * 1000,
+                reason=reason,
             ),
         )

@@ -232,7 +232,10 @@ async def test_a_long_reply_is_never_taken_for_a_slow_request(
         await asyncio.sleep(0.4)
         client.send(json_reply({"status": "done"}))
 
-    async with serving(slowly) as served, connected(served.port) as client:
+    async with (
+        serving(slowly, limits=Limits(header_timeout_s=0.2)) as served,
+        connected(served.port) as client,
+    ):
         await asyncio.sleep(0.1)
         assert (await client.post(PATH, b"a")).json == {"status": "done"}
 
