@@ -120,6 +120,14 @@ async def test_a_second_signal_ends_a_daemon_at_once(
     await program.line("second SIGINT: not waiting any longer")
 
 
+async def test_two_signals_at_once_are_one_wish(start: Start, notify_socket: NotifySocket) -> None:
+    program = start("serve")
+    await notify_socket.ready()
+    program.send(signal.SIGTERM)
+    program.send(signal.SIGINT)
+    assert await program.end() == 0
+
+
 async def test_a_watched_daemon_reports_being_alive(
     start: Start, notify_socket: NotifySocket
 ) -> None:
@@ -136,3 +144,13 @@ async def test_without_a_manager_a_daemon_serves_all_the_same(start_program: Sta
     program.send(signal.SIGTERM)
     await program.line("tearing down")
     assert await program.end() == 0
+
+
+async def asked_again(program: Program, number: signal.Signals) -> None:
+    """Signal until the program ends; what comes too soon after the first is no other wish."""
+
+    def has_ended() -> bool:
+        program.send(number)
+        return program.status is not None
+
+    await eventually(has_ended, what="ended by a later signal")
