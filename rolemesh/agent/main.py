@@ -3,13 +3,15 @@
 import argparse
 import logging
 import secrets
-from contextlib import aclosing
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from rolemesh.agent.access import AgentAccess
 from rolemesh.agent.child_supervisor import ChildSupervisor, rolemesh_llama_argv
+from rolemesh.agent.directory_lock import hold_directory
 from rolemesh.agent.fleet import Fleet
 from rolemesh.agent.gpu_numbers import GpuNumbersFile
 from rolemesh.agent.host_watch import HostWatch
@@ -71,6 +73,7 @@ class Agent:
     ) -> None:
         self._lifecycle = lifecycle
         self._store = store
+        self._state_directory = state_directory
         self._boot_id = secrets.token_hex(8)
         self._token = load_token(state_directory)
         self._files = InstanceFiles.below(
@@ -84,9 +87,27 @@ class Agent:
         """Serve until told to stop, then drain; `source` is passed on to rolemesh-llama."""
         settings = self._store.settings
         log_warnings(self._store.loaded.warnings)
-        # First of all: a second agent with this configuration ends here, and starts nothing.
+        # Before anything is started: a second agent at this address ends with the first of these
+        # lines, one with these directories with the second.
         self._sockets = bind(settings.listen)
-        self._files.prepare()
+        with self._alone():
+            await self._run(source)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Make the directories and hold them for this agent alone; raises StartError."""
+        remedy = "stop that one, or give each agent a --state-dir of its own"
+        with hold_directory(self._state_directory, name="agent.lock", remedy=remedy):
+            self._files.prepare()
+            # Agents with a state directory each may share this one by environment or node_id.
+            remedy = (
+                "give each agent a node_id of its own, or set ROLEMESH_RUNTIME_DIRECTORY for each"
+            )
+            with hold_directory(self._files.sockets, name="runtime.lock", remedy=remedy):
+                yield
+
+    async def _run(self, source: ConfigSource) -> None:
+        settings = self._store.settings
         config_args = cli.source_arguments(source)
         supervisor = ChildSupervisor(
             directory=self._files.sockets,
@@ -141,6 +162,7 @@ class Agent:
         ) as application:
             self._inbound = InboundServer(
                 handle=inference.handle,
+                admit=self._access.identify,
                 paths=INFERENCE_PATHS,
                 other=application,
                 limits=settings.limits,
