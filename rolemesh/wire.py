@@ -6,7 +6,7 @@ older gateway understands a newer node. docs/protocol.md is the prose of this mo
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -89,7 +89,7 @@ class NodeReport:
     node_id: NodeId
     base_url: str
     boot_id: str = ""
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     version: str = ""
     models: tuple[ModelReport, ...] = ()
     inventory: Mapping[str, Any]

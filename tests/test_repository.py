@@ -29,7 +29,7 @@ FOLDERS_WITHOUT_SOURCES = {"fakes", "flows", "integration", "packaging", "system
 PROGRAMS = {"rolemesh-gateway", "rolemesh-llama", "rolemesh-node-agent"}
 
 # Imported first, so that each module is charged only with what is its own.
-LIBRARIES = ("aiohttp.web", "httptools", "jeepney", "jsonschema", "pynvml", "yaml")
+LIBRARIES = ("aiohttp.web", "httptools", "jeepney", "jsonschema", "pynvml", "sdnotify", "yaml")
 
 # Imports each module named on the command line in a fork of its own; prints the failures.
 IMPORT_EACH_ALONE = f"""

@@ -47,6 +47,10 @@ class AgentAccess:
                 raise
         return self._locals.identify(peer, field)
 
+    def is_gateway(self, principal: Principal) -> bool:
+        """Tell whether a caller is a gateway: it has limits of its own for what it asks."""
+        return principal.name == GATEWAY_NAME
+
     def check_model(self, principal: Principal, model_id: ModelId) -> None:
         """Check that a key restricted to roles may use the model; raises NotAllowed."""
         model = self._models.get(model_id)

@@ -132,6 +132,7 @@ class ChildSupervisor:
                 instance=instance,
                 limits=self._limits,
                 spawn=lambda on_exit: self._spawn(instance, on_exit),
+                hear=self._hear,
                 changed=self._changed,
             )
         return self._units[instance]
@@ -149,9 +150,7 @@ class ChildSupervisor:
         }
 
         def exited(status: int) -> None:
-            if self._notify_socket is not None:
-                # What it said last (why it ends) counts before its end.
-                self._notify_socket.drain()
+            self._hear()  # what it said last (why it ends) counts before its end
             on_exit(status)
 
         return ChildProcess.spawn(
@@ -161,6 +160,11 @@ class ChildSupervisor:
             on_exit=exited,
             new_session=True,
         )
+
+    def _hear(self) -> None:
+        """Take in what has been said so far."""
+        if self._notify_socket is not None:
+            self._notify_socket.drain()
 
     def _notified(self, pid: int, assignments: Mapping[str, str]) -> None:
         """Hear main processes only, as NotifyAccess=main does."""
@@ -205,11 +209,13 @@ class _Unit:
         instance: InstanceName,
         limits: Limits,
         spawn: Callable[[Callable[[int], None]], ChildProcess],
+        hear: Callable[[], None],
         changed: Callable[[UnitStatus], None],
     ) -> None:
         self._instance = instance
         self._limits = limits
         self._spawn = spawn
+        self._hear = hear
         self._changed = changed
         self._state = ChildUnit()
         self._child: ChildProcess | None = None
@@ -287,7 +293,12 @@ class _Unit:
             self._timer = None
         if self._state.due < inf:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_at(self._state.due, self.take, child_unit.DeadlinePassed())
+            self._timer = loop.call_at(self._state.due, self._time_passed)
+
+    def _time_passed(self) -> None:
+        # After a standstill of our own, what was said in time lies here unread.
+        self._hear()
+        self.take(child_unit.DeadlinePassed())
 
     def _settle_waiters(self, before: ChildUnit) -> None:
         state = self._state

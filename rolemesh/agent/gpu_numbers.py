@@ -1,9 +1,13 @@
 """The remembered numbers of GPUs: `gpus.json` in the agent's state directory."""
 
+import re
 from pathlib import Path
+from typing import Final
 
 from rolemesh.agent.inventory import GpuNumbers
 from rolemesh.runtime.state import StateFile
+
+_UUID: Final = re.compile(r"(?:GPU|MIG)-[0-9A-Za-z][0-9A-Za-z/-]*")
 
 
 class GpuNumbersFile:
@@ -23,7 +27,8 @@ class GpuNumbersFile:
         tree = self._file.load()
         numbers: dict[str, int] = {}
         for uuid, number in tree.items() if isinstance(tree, dict) else ():
-            if type(number) is int and number >= 0 and number not in numbers.values():
+            is_number = type(number) is int and number >= 0
+            if is_number and _UUID.fullmatch(uuid) and number not in numbers.values():
                 numbers[uuid] = number
         self._saved = numbers
         return numbers

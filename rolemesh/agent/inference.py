@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import logging
-import math
 from dataclasses import dataclass
+from math import inf, nan
 from typing import Final
 
 from rolemesh.address import UpstreamAddress
@@ -27,7 +27,7 @@ from rolemesh.runtime.log import fields, quoted
 logger = logging.getLogger(__name__)
 
 BOUNDS: Final = Timeouts()
-"""A gateway brings its own timeouts and leaves when they are over; these bound direct clients."""
+"""What bounds direct clients. A gateway brings its own and leaves when they are over."""
 
 CRASH_NOTICE_S: Final = 2.0
 """How long the end of a llama-server may take to become known, from the first failure on."""
@@ -37,9 +37,10 @@ LOAD_WAIT_FIELD: Final = "x-rolemesh-load-wait"
 
 @dataclass(slots=True, kw_only=True)
 class _Record:
-    """What is logged of one request at its end."""
+    """What is known of one request, and logged at its end."""
 
     client: str = "-"
+    by_gateway: bool = False
     model_id: ModelId | None = None
     instance: InstanceName | None = None
     ready_at: float | None = None
@@ -60,6 +61,7 @@ class Inference:
         files: InstanceFiles,
         pool: UpstreamPool,
         access: AgentAccess,
+        bounds: Timeouts = BOUNDS,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._node_id = node_id
@@ -67,6 +69,7 @@ class Inference:
         self._files = files
         self._pool = pool
         self._access = access
+        self._bounds = bounds
 
     async def handle(self, request: InboundRequest, client: ClientStream) -> None:
         """Answer one request, or raise what the client is to be told."""
@@ -88,12 +91,13 @@ class Inference:
     async def _answer(self, request: InboundRequest, client: ClientStream, record: _Record) -> None:
         principal = self._access.identify(request.peer, request.field)
         record.client = principal.name
+        record.by_gateway = self._access.is_gateway(principal)
         body = RequestBody.parse(request.body)
         record.model_id = model_id = _named_model(body)
         self._access.check_model(principal, model_id)
         cost = body.slots(INFERENCE_PATHS[request.path].prompts_key)
         wait_s = _load_wait_s(request)
-        give_up_at = math.inf
+        give_up_at = inf
         while True:
             lease = await self._fleet.lease(model_id, cost=cost, wait_s=wait_s)
             with lease:
@@ -121,12 +125,7 @@ class Inference:
             UpstreamAddress.unix(str(self._files.socket(lease.instance))),
             _outbound(request),
             client,
-            bounds=Bounds(
-                connect_s=BOUNDS.connect_s,
-                first_byte_s=BOUNDS.first_byte_s,
-                idle_s=BOUNDS.idle_s,
-                deadline=request.received_at + BOUNDS.total_s,
-            ),
+            bounds=self._bounds_of(request, by_gateway=record.by_gateway),
             reply_fields=lambda: reply_fields,
         )
         if isinstance(result, Refused):
@@ -136,6 +135,17 @@ class Inference:
             client.send(Reply(status=reply.status, body=reply.body, fields=all_fields))
         else:
             record.first_byte_at = result.first_byte_at
+
+    def _bounds_of(self, request: InboundRequest, *, by_gateway: bool) -> Bounds:
+        bounds = self._bounds
+        if by_gateway:
+            return Bounds(connect_s=bounds.connect_s, first_byte_s=inf, idle_s=inf, deadline=inf)
+        return Bounds(
+            connect_s=bounds.connect_s,
+            first_byte_s=bounds.first_byte_s,
+            idle_s=bounds.idle_s,
+            deadline=request.received_at + bounds.total_s,
+        )
 
     def _reply_fields(self, lease: Lease) -> Fields:
         return (
@@ -189,18 +199,18 @@ def _named_model(body: RequestBody) -> ModelId:
 
 
 def _load_wait_s(request: InboundRequest) -> float:
-    """Return how long the request may wait for its model, as the gateway says."""
+    """Return how long the request may wait for its model, as the gateway says, but not for ever."""
     text = request.field(LOAD_WAIT_FIELD)
     if text is None:
         return BOUNDS.load_wait_s
     try:
         wait_s = float(text)
     except ValueError:
-        wait_s = math.nan
-    if not 0 <= wait_s <= BOUNDS.total_s:
-        msg = f"X-RoleMesh-Load-Wait: expected seconds up to {BOUNDS.total_s:g}, found {text!r}"
+        wait_s = nan
+    if not wait_s >= 0:
+        msg = f"X-RoleMesh-Load-Wait: expected seconds, found {text!r}"
         raise BadRequest(msg)
-    return wait_s
+    return min(wait_s, BOUNDS.total_s)
 
 
 def _outbound(request: InboundRequest) -> Outbound:

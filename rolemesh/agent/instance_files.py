@@ -6,6 +6,7 @@ executed.
 """
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ SYSTEMD_PARAMETERS: Final = Path("/run/rolemesh/llama")
 """Made by systemd-tmpfiles, so that it outlives the agent."""
 
 _LONGEST_INSTANCE: Final = "gpu999-" + "x" * 24
+_LONGEST_NODE_NAME: Final = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,13 +124,21 @@ def runtime_directory(
 ) -> Path:
     """Return the directory; it may not exist yet.
 
-    $ROLEMESH_RUNTIME_DIRECTORY, else one of this node's own in $XDG_RUNTIME_DIR, else one in the
-    state directory.
+    $ROLEMESH_RUNTIME_DIRECTORY, else one of this node's own in $XDG_RUNTIME_DIR, else one of its
+    own in the state directory.
     """
     given = environ.get("ROLEMESH_RUNTIME_DIRECTORY", "")
     if given:
         return Path(given).absolute()
     users = environ.get("XDG_RUNTIME_DIR", "")
     if users:
-        return Path(users).absolute() / f"rolemesh-{node_id}"
-    return state_directory / "run"
+        return Path(users).absolute() / f"rolemesh-{_short(node_id)}"
+    return state_directory / f"run-{_short(node_id)}"
+
+
+def _short(node_id: NodeId) -> str:
+    """Return a name for the node that leaves room for the rest of a socket's path."""
+    if len(node_id) <= _LONGEST_NODE_NAME:
+        return node_id
+    digest = hashlib.sha256(node_id.encode()).hexdigest()[:8]
+    return f"{node_id[: _LONGEST_NODE_NAME - 9]}-{digest}"

@@ -4,12 +4,14 @@ import argparse
 import logging
 import os
 import secrets
-from contextlib import aclosing
+from collections.abc import Iterator
+from contextlib import ExitStack, aclosing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from rolemesh.agent.access import AgentAccess
+from rolemesh.agent.directory_lock import hold_directory
 from rolemesh.agent.fleet import Fleet
 from rolemesh.agent.gpu_numbers import GpuNumbersFile
 from rolemesh.agent.host_watch import HostWatch
@@ -21,7 +23,7 @@ from rolemesh.agent.nvml import Nvml
 from rolemesh.agent.report import build_report, status_line
 from rolemesh.agent.reporters import Reporters
 from rolemesh.agent.token import load_token
-from rolemesh.agent.unit_host import choose_unit_host
+from rolemesh.agent.unit_host import UnitHost, choose_unit_host
 from rolemesh.config import cli
 from rolemesh.config.dropins import ConfigSource
 from rolemesh.config.settings import NodeSettings
@@ -84,7 +86,8 @@ class Agent:
         """Serve until told to stop, then drain; `source` is passed on to rolemesh-llama."""
         settings = self._store.settings
         log_warnings(self._store.loaded.warnings)
-        # First of all: a second agent with this configuration ends here, and starts nothing.
+        # Before anything is started: a second agent at this address ends with the first of these
+        # lines, one with these directories with the last.
         await self._listeners.open(settings.listen)
         host = choose_unit_host(
             node_id=settings.node_id,
@@ -92,7 +95,30 @@ class Agent:
             config_args=cli.source_arguments(source),
         )
         self._files = host.files
-        self._files.prepare()
+        with self._alone():
+            await self._run(host)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Make the directories and hold them for this agent alone; raises StartError."""
+        with ExitStack() as held:
+            remedy = "stop that one, or give each agent a --state-dir of its own"
+            held.enter_context(
+                hold_directory(self._state_directory, name="agent.lock", remedy=remedy)
+            )
+            self._files.prepare()
+            if not self._files.made_by_systemd:
+                # Agents with a state directory each may share this by environment or node_id.
+                remedy = (
+                    "give each a node_id of its own, or set ROLEMESH_RUNTIME_DIRECTORY for each"
+                )
+                held.enter_context(
+                    hold_directory(self._files.sockets, name="runtime.lock", remedy=remedy)
+                )
+            yield
+
+    async def _run(self, host: UnitHost) -> None:
+        settings = self._store.settings
         # The scope ends first: nobody starts an instance while a supervisor stops them.
         async with aclosing(self._host_watch), host.control as control, TaskScope() as scope:
             fleet = Fleet(control=control, files=self._files, scope=scope, settings=settings)
@@ -138,6 +164,7 @@ class Agent:
         ) as application:
             self._inbound = InboundServer(
                 handle=inference.handle,
+                admit=self._access.identify,
                 paths=INFERENCE_PATHS,
                 other=application,
                 limits=settings.limits,

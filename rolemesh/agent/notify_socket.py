@@ -62,7 +62,7 @@ class NotifySocket:
                 path.unlink(missing_ok=True)
 
     def drain(self) -> None:
-        """Take in what has arrived: what a process sent before it died counts before its death."""
+        """Take in what has arrived: what a process sent before it died or was late counts."""
         for _ in range(MAX_DATAGRAMS_AT_ONCE):
             try:
                 content, ancillary, flags, _ = self._listener.recvmsg(

@@ -8,22 +8,31 @@ from rolemesh.runtime.listeners import is_loopback
 
 
 class GatewayAccess:
-    """Who may call, by the settings in force; `replace` follows a reload."""
+    """Who may call, by the settings in force; `replace` follows a reload.
+
+    Without client keys only this machine is served, whatever addresses are bound: a reload that
+    takes the keys away must not open a socket that is still bound to the network.
+    """
 
     def __init__(self, settings: GatewaySettings) -> None:
         self.replace(settings)
 
+    def identify_client(self, peer: str, field: Field) -> Principal:
+        """Return whose client key was shown, by the rules in force; raises as Access does."""
+        return self.clients.identify(peer, field)
+
     def replace(self, settings: GatewaySettings) -> None:
         """Follow new settings."""
         auth, network = settings.auth, settings.network
-        loopback = all(map(is_loopback, settings.listen.host))
         self.clients = Access(
             KeyRing(auth.clients),
             network.allow_clients,
-            local_only=loopback and not auth.clients and not auth.open,
+            local_only=not auth.clients and not auth.open,
         )
         self.nodes = NodeAccess(
-            KeyRing(auth.nodes), network.allow_nodes, local_only=loopback and not auth.nodes
+            KeyRing(auth.nodes),
+            network.allow_nodes,
+            local_only=not auth.nodes and network.allow_nodes is None,
         )
 
 

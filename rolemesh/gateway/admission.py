@@ -49,7 +49,7 @@ class Admission:
         """Return a candidate as soon as `choose` finds one, in the order of arrival.
 
         Raises QueueFull, or QueueTimeout at the limit or at `deadline`; the request has waited
-        `waited_s` before. The caller leases the candidate before it awaits anything.
+        `waited_s` before, and then keeps its place at the front. The caller leases the candidate before it awaits anything.
         """
         queue = self._queues.get(alias)
         if not queue:
@@ -57,28 +57,22 @@ class Admission:
             if candidate is not None:
                 return candidate
             queue = self._queues.setdefault(alias, deque())
-        if len(queue) >= self.limits.max_queue:
+        had_its_turn = waited_s > 0.0
+        if not had_its_turn and len(queue) >= self.limits.max_queue:
             msg = f"the queue for {alias} is full ({len(queue)} requests, limits.max_queue)"
             raise QueueFull(msg, retry_after_s=1.0)
-        limit = self._loop.time() + self.limits.max_queue_wait_s - waited_s
-        return await self._wait(alias, queue, choose, until=min(deadline, limit))
-
-    async def _wait(
-        self, alias: Alias, queue: deque[asyncio.Event], choose: Choose, *, until: float
-    ) -> Candidate:
         woken = asyncio.Event()
-        queue.append(woken)
+        if had_its_turn:
+            queue.appendleft(woken)  # a node had no slot after all: its place is not lost
+            woken.set()
+        else:
+            queue.append(woken)
+        limit = self._loop.time() + self.limits.max_queue_wait_s - waited_s
         try:
-            async with asyncio.timeout_at(until):
-                while True:
-                    await woken.wait()
-                    woken.clear()
-                    if queue[0] is woken:
-                        candidate = choose(self.load)
-                        if candidate is not None:
-                            return candidate
+            return await self._wait(queue, woken, choose, until=min(deadline, limit))
         except TimeoutError as err:
-            msg = f"no slot for {alias} was free in time (limits.max_queue_wait_s)"
+            which = "timeouts.total_s" if deadline < limit else "limits.max_queue_wait_s"
+            msg = f"no slot for {alias} was free in time ({which})"
             raise QueueTimeout(msg, retry_after_s=1.0) from err
         finally:
             queue.remove(woken)
@@ -86,6 +80,18 @@ class Admission:
                 queue[0].set()
             elif self._queues.get(alias) is queue:
                 del self._queues[alias]
+
+    async def _wait(
+        self, queue: deque[asyncio.Event], woken: asyncio.Event, choose: Choose, *, until: float
+    ) -> Candidate:
+        async with asyncio.timeout_at(until):
+            while True:
+                await woken.wait()
+                woken.clear()
+                if queue[0] is woken:
+                    candidate = choose(self.load)
+                    if candidate is not None:
+                        return candidate
 
     @contextmanager
     def lease(self, candidate: Candidate, cost: int) -> Iterator[None]:

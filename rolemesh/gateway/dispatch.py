@@ -192,7 +192,8 @@ class Dispatcher:
         trip.failed.add(candidate.key)
         fields = (*reply.fields, *_reply_fields(trip, candidate))
         trip.failure = Reply(status=reply.status, body=reply.body, fields=fields)
-        if reply.status in _RETRIED_STATUSES:
+        timed_out = reply.status == HTTPStatus.GATEWAY_TIMEOUT
+        if reply.status in _RETRIED_STATUSES and (trip.body.stream or not timed_out):
             return False
         client.send(trip.failure)
         return True

@@ -118,11 +118,15 @@ class HealthWatch:
 
 
 async def _look(address: UpstreamAddress) -> Health:
-    """Ask an upstream by what it offers: /health, else /v1/models."""
+    """Ask an upstream what every one of them offers: /v1/models.
+
+    /health is asked only of one that has no such list: some (LiteLLM) answer it by asking their
+    models, at a cost, each time.
+    """
     try:
-        reply = await fetch(address, "GET", "/health", timeout_s=PROBE_TIMEOUT_S)
+        reply = await fetch(address, "GET", "/v1/models", timeout_s=PROBE_TIMEOUT_S)
         if reply.status in (404, 405):
-            reply = await fetch(address, "GET", "/v1/models", timeout_s=PROBE_TIMEOUT_S)
+            reply = await fetch(address, "GET", "/health", timeout_s=PROBE_TIMEOUT_S)
     except UpstreamError as err:
         return Health(down=str(err))
     if reply.status < 500:

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 from datetime import UTC, datetime
@@ -73,10 +74,14 @@ class Gateway:
         self._store = store
         self._listeners = Listeners(lifecycle.notifier, take_passed_sockets(os.environ))
         settings = store.settings
+        self._pool = UpstreamPool()
+        self._expiry_changed = asyncio.Event()
         self._access = GatewayAccess(settings)
         self._admission = Admission(settings.limits)
         self._registry = Registry(
-            stale_after_s=settings.stale_after_s, on_change=self._routing_changed
+            stale_after_s=settings.stale_after_s,
+            on_change=self._routing_changed,
+            on_silent=self._pool.give_up,
         )
         self._registry_store = RegistryStore(
             StateFile(state_directory / "registry.json", mode=0o600), self._registry
@@ -93,7 +98,6 @@ class Gateway:
         settings = self._store.settings
         log_warnings(self._store.loaded.warnings)
         await self._listeners.open(settings.listen)
-        pool = UpstreamPool()
         async with TaskScope() as scope:
             self._health = HealthWatch(
                 registry=self._registry, on_change=self._routing_changed, scope=scope
@@ -102,7 +106,10 @@ class Gateway:
                 access=self._access,
                 tables=self._tables,
                 dispatcher=Dispatcher(
-                    tables=self._tables, admission=self._admission, health=self._health, pool=pool
+                    tables=self._tables,
+                    admission=self._admission,
+                    health=self._health,
+                    pool=self._pool,
                 ),
             )
             clients = ClientApi(
@@ -115,6 +122,7 @@ class Gateway:
             async with open_application(routes, max_body_bytes=NODE_BODY_BYTES) as application:
                 self._inbound = InboundServer(
                     handle=inference.handle,
+                    admit=self._access.identify_client,
                     paths=INFERENCE_PATHS,
                     other=application,
                     limits=settings.limits,
@@ -129,7 +137,7 @@ class Gateway:
                 async with accepting(self._listeners.sockets, self._inbound) as self._accepting:
                     await self._serve()
                 await self._inbound.drain(self._store.settings.limits.drain_s)
-        pool.close()
+        self._pool.close()
 
     async def _serve(self) -> None:
         self._lifecycle.status = self._status
@@ -138,9 +146,11 @@ class Gateway:
         await self._lifecycle.serve(self._reload)
 
     async def _expire_nodes(self) -> None:
-        # There is no event to wait for: silence is what this looks out for.
-        while True:  # noqa: ASYNC110
-            await asyncio.sleep(max(0.05, self._registry.expire()))
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.05, self._registry.expire())):
+                    await self._expiry_changed.wait()
+            self._expiry_changed.clear()
 
     # -- changes ---------------------------------------------------------------------------
 
@@ -165,6 +175,7 @@ class Gateway:
         self._access.replace(new)
         self._admission.limits = self._inbound.limits = new.limits
         self._registry.stale_after_s = new.stale_after_s
+        self._expiry_changed.set()
         self._node_api.settings = new
         self._watch_upstreams(new)
         self._routing_changed()

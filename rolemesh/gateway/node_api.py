@@ -14,9 +14,9 @@ from aiohttp import web
 from rolemesh import jsonread
 from rolemesh.address import UpstreamAddress
 from rolemesh.config.settings import GatewaySettings
-from rolemesh.errors import BadRequest, NotAllowed, UnknownPath
+from rolemesh.errors import BadRequest, NotAllowed, RequestTooSlow, UnknownPath
 from rolemesh.gateway.access import GatewayAccess
-from rolemesh.gateway.registry import Registry, UnknownNode
+from rolemesh.gateway.registry import Node, NodeState, Registry, UnknownNode
 from rolemesh.names import NODE_ID_PATTERN, NodeId
 from rolemesh.relay.application import peer_of
 from rolemesh.relay.replies import Reply, json_reply
@@ -26,6 +26,9 @@ from rolemesh.runtime.operator_events import OperatorEvent
 from rolemesh.wire import NodeReport
 
 logger = logging.getLogger(__name__)
+
+BODY_TIMEOUT_S = 10.0
+"""How long a node may take to send its report."""
 
 BEATS_PER_STALE = 4
 """How many heartbeats a node is asked for within stale_after_s: one lost is no alarm."""
@@ -58,6 +61,13 @@ class NodeApi:
         address = await self._checked(address, peer)
         known = self._registry.nodes.get(report.node_id)
         self._registry.register(report, address)
+        if known is not None and _are_two(known, report):
+            logger.warning(
+                "two nodes register as %s: %s and %s; give each its own node_id",
+                report.node_id,
+                known.report.base_url,
+                report.base_url,
+            )
         if known is None or known.report.boot_id != report.boot_id:
             logger.info(
                 "node %s registered",
@@ -73,7 +83,7 @@ class NodeApi:
             {
                 "status": "registered",
                 "node_id": report.node_id,
-                "heartbeat_interval_s": self._registry.stale_after_s / BEATS_PER_STALE,
+                "heartbeat_interval_s": self._interval_s(),
             }
         )
 
@@ -88,7 +98,7 @@ class NodeApi:
             raise UnknownPath(msg) from err
         except jsonread.JsonError as err:
             raise BadRequest(str(err)) from err
-        return json_reply({"status": "ok"})
+        return json_reply({"status": "ok", "heartbeat_interval_s": self._interval_s()})
 
     async def delete_node(self, request: web.Request) -> Reply:
         """Forget a node."""
@@ -99,6 +109,9 @@ class NodeApi:
             raise UnknownPath(msg)
         logger.info("node %s removed", node_id, extra=fields(node=node_id))
         return json_reply({"status": "removed"})
+
+    def _interval_s(self) -> float:
+        return self._registry.stale_after_s / BEATS_PER_STALE
 
     async def _checked(self, address: UpstreamAddress, peer: str) -> UpstreamAddress:
         """Return the advertised address with its name resolved once; raises NotAllowed."""
@@ -143,9 +156,20 @@ def _check_names(report: NodeReport) -> None:
                 raise jsonread.JsonError(msg)
 
 
+def _are_two(known: Node, report: NodeReport) -> bool:
+    """Tell whether a report comes from another node than the one that lives by its name."""
+    same_place = known.report.base_url == report.base_url
+    same_life = known.report.boot_id == report.boot_id
+    return known.state is NodeState.LIVE and not same_place and not same_life
+
+
 async def _body(request: web.Request) -> Mapping[str, Any]:
     try:
-        return jsonread.as_object(json.loads(await request.read()))
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            return jsonread.as_object(json.loads(await request.read()))
+    except TimeoutError as err:
+        msg = "the request did not arrive in time"
+        raise RequestTooSlow(msg) from err
     except (ValueError, RecursionError) as err:
         msg = f"the request body is not a JSON object: {err}"
         raise BadRequest(msg) from err

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 from rolemesh import jsonread
 from rolemesh.address import UpstreamAddress
@@ -22,7 +22,10 @@ from rolemesh.wire import NodeReport, models_from_json
 
 logger = logging.getLogger(__name__)
 
-SAVED_VERSION = 1
+SAVED_VERSION: Final = 1
+
+FORGET_AFTER_S: Final = 24 * 3600.0
+"""How long a node that is not heard of stays known, with its reason, for people to see."""
 
 
 class NodeState(Enum):
@@ -36,12 +39,17 @@ class NodeState(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """One registered node; `heard_at` is monotonic."""
+    """One registered node; `heard_at` is monotonic.
+
+    `must_register`: what is known comes from the state file and may be out of date, so its next
+    heartbeat is answered with the request to register.
+    """
 
     report: NodeReport
     address: UpstreamAddress
     state: NodeState
     heard_at: float
+    must_register: bool = False
 
     def view(self, now: float) -> NodeView:
         """Return what the routing table sees of it."""
@@ -76,10 +84,12 @@ class Registry:
         *,
         stale_after_s: float,
         on_change: Callable[[], None],
+        on_silent: Callable[[UpstreamAddress], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.stale_after_s = stale_after_s
         self._on_change = on_change
+        self._on_silent = on_silent
         self._clock = clock
         self._nodes: dict[NodeId, Node] = {}
 
@@ -107,7 +117,7 @@ class Registry:
         """
         node = self._nodes.get(node_id)
         boot_id = jsonread.get_str(tree, "boot_id", "")
-        if node is None or node.state is NodeState.RESTORED or node.report.boot_id != boot_id:
+        if node is None or node.must_register or node.report.boot_id != boot_id:
             raise UnknownNode(node_id)
         models = models_from_json(tree) if "models" in tree else node.report.models
         inventory = {key: tree[key] for key in ("instances", "gpus", "host") if key in tree}
@@ -134,17 +144,24 @@ class Registry:
         node = self._nodes.get(node_id)
         if node is not None and node.state is NodeState.LIVE:
             self._put(replace(node, state=NodeState.LOST))
+            self._on_silent(node.address)
 
     def expire(self) -> float:
-        """Take stale nodes out of routing; returns the seconds until the next one may be."""
+        """Take stale nodes out of routing; returns the seconds until the next one may be.
+
+        One not heard for FORGET_AFTER_S is forgotten.
+        """
         now = self._clock()
         due = [self.stale_after_s]
-        for node in tuple(self._nodes.values()):
+        for node_id, node in tuple(self._nodes.items()):
             left = node.heard_at + self.stale_after_s - now
             if node.state is NodeState.LIVE and left <= 0:
                 self._put(replace(node, state=NodeState.LATE))
+                self._on_silent(node.address)
             elif node.state is NodeState.LIVE:
                 due.append(left)
+            elif now - node.heard_at > max(FORGET_AFTER_S, self.stale_after_s):
+                self.remove(node_id)
         return min(due)
 
     def _put(self, node: Node) -> None:
@@ -168,6 +185,9 @@ class Registry:
         Restored nodes are out of routing until they are heard of.
         """
         saved = jsonread.as_object(tree)
+        if saved.get("version") != SAVED_VERSION:
+            msg = f"version: expected {SAVED_VERSION}, found {saved.get('version')!r}"
+            raise ValueError(msg)
         nodes = [self._restored(element) for element in jsonread.get_objects(saved, "nodes")]
         self._nodes.update({node.report.node_id: node for node in nodes})
         self._on_change()
@@ -179,6 +199,7 @@ class Registry:
             address=UpstreamAddress.parse_url(report.base_url),
             state=NodeState.RESTORED,
             heard_at=self._clock(),
+            must_register=True,
         )
 
 

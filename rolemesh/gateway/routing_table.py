@@ -1,15 +1,18 @@
 """Settings + nodes + health -> the immutable table of what answers each alias; pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from rolemesh.address import UpstreamAddress
 from rolemesh.config.settings import DiscoveredAlias, GatewaySettings, ProxyAlias, Timeouts
 from rolemesh.names import Alias, ModelId, NodeId, Role
 from rolemesh.wire import ModelReport, ModelState
+
+MAX_REASONS: Final = 8
+"""How many candidates' reasons one message holds."""
 
 
 class Warmth(IntEnum):
@@ -27,7 +30,7 @@ class Upstream:
     name: str
     address: UpstreamAddress
     node_id: NodeId | None = None
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +78,10 @@ class Target:
             return ""
         if not self.candidates:
             return self.absent
-        return "; ".join(map(_why_unusable, self.candidates))
+        reasons = list(map(_why_unusable, self.candidates[:MAX_REASONS]))
+        if len(self.candidates) > MAX_REASONS:
+            reasons.append(f"and {len(self.candidates) - MAX_REASONS} more")
+        return "; ".join(reasons)
 
 
 def _why_unusable(candidate: Candidate) -> str:

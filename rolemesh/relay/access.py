@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from rolemesh.config.settings import Network
 from rolemesh.errors import NotAllowed
 from rolemesh.runtime.keys import KeyRing, Principal
+from rolemesh.runtime.listeners import is_loopback
 
 Field = Callable[[str], str | None]
 """Gives a request header by its lower-case name."""
@@ -39,6 +40,7 @@ class Access:
             msg = f"{peer} is outside the networks allowed here"
             raise NotAllowed(msg)
         if self._local_only:
+            _require_local_peer(peer)
             _require_local(field("host"), field("origin"))
         return self._keys.identify(field("authorization"), field("x-api-key"))
 
@@ -51,6 +53,13 @@ def _within(peer: str, networks: tuple[Network, ...]) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return any((mapped or address) in network for network in networks)
+
+
+@lru_cache(maxsize=1024)
+def _require_local_peer(peer: str) -> None:
+    if peer != "unix" and not is_loopback(peer):
+        msg = f"without keys only callers on this machine are served, not {peer}"
+        raise NotAllowed(msg)
 
 
 def _require_local(host: str | None, origin: str | None) -> None:

@@ -17,6 +17,8 @@ from rolemesh.names import RequestId, new_request_id, parse_request_id
 from rolemesh.relay.replies import Reply, error_reply
 
 logger = logging.getLogger(__name__)
+# A request that aiohttp cannot parse is the client's fault, and not worth a traceback.
+logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
 
 Respond = Callable[[web.Request], Awaitable[Reply]]
 """What a program writes per route; it raises from the error tree."""

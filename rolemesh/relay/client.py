@@ -15,6 +15,10 @@ class ReplySink(Protocol):
 
     gone: bool
 
+    @property
+    def is_stalled(self) -> bool:
+        """Tell whether more is written than the client has taken."""
+
     def wants_keep_alive(self) -> bool:
         """Tell whether the connection stays open after this reply."""
 
@@ -84,6 +88,11 @@ class ClientStream:
     def client_gone(self) -> bool:
         """Tell whether the client has left."""
         return self._connection.gone
+
+    @property
+    def is_stalled(self) -> bool:
+        """Tell whether more is written than the client has taken."""
+        return self._connection.is_stalled
 
     @property
     def keeps_alive(self) -> bool:

@@ -14,10 +14,10 @@ from typing import Final, Protocol, cast
 
 from rolemesh import errors
 from rolemesh.config.settings import Limits
-from rolemesh.names import RequestId, new_request_id
+from rolemesh.names import RequestId
+from rolemesh.relay.access import Field
 from rolemesh.relay.client import ClientStream, InboundRequest
-from rolemesh.relay.headers import encode_fields, status_line
-from rolemesh.relay.replies import Fields, Reply, error_reply
+from rolemesh.relay.replies import Reply, error_reply, reply_bytes
 from rolemesh.relay.request import RequestReader, read_head
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,9 @@ KEEP_ALIVE_S: Final = 75.0
 BODY_STALL_S: Final = 60.0
 """How long a client may pause while it sends a body."""
 
+BODY_TOTAL_S: Final = 900.0
+"""How long a client may take for a whole body."""
+
 LINGER_S: Final = 2.0
 """How long a refused client may go on sending before the connection is cut."""
 
@@ -36,10 +39,7 @@ _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger: on, for 0 sec
 
 
 class Acceptor(Protocol):
-    """The server that accepted a connection, as the connection sees it.
-
-    `paths` are the inference paths; `other` makes the protocol that takes every other request.
-    """
+    """The server that accepted a connection (InboundServer), as the connection sees it."""
 
     loop: asyncio.AbstractEventLoop
     clock: Callable[[], float]
@@ -53,6 +53,9 @@ class Acceptor(Protocol):
 
     def forget(self, connection: "ClientConnection") -> None:
         """Count it no longer."""
+
+    def admit(self, peer: str, field: Field) -> None:
+        """Raise RequestError unless this caller may ask for inference."""
 
     def claim_request_id(self, wanted: bytes | None) -> RequestId:
         """Return the client's request id, or one of ours."""
@@ -73,6 +76,7 @@ class ClientConnection(asyncio.Protocol):
     """One client connection, until it closes or is handed to aiohttp."""
 
     __slots__ = (
+        "_body_due",
         "_buffer",
         "_paused",
         "_reader",
@@ -152,17 +156,21 @@ class ClientConnection(asyncio.Protocol):
                 self._timer.cancel()
                 self._arm_timer(self._since + limits.header_timeout_s - self._server.clock())
                 return
+            self._reader = reader = RequestReader(head, limits.max_body_bytes)
             if head.method != "POST" or head.path not in self._server.paths:
                 self._hand_on(self._buffer)
                 return
-            self._reader = reader = RequestReader(head, limits.max_body_bytes)
+            rest = self._buffer[len(head.raw) :]
+            if reader.wants_more_than(rest):
+                # Nobody who may not ask gets us to take in a body.
+                self._server.admit(self.peer, reader.field)
         except errors.RequestError as err:
             self._refuse(err)
             return
-        rest = self._buffer[len(head.raw) :]
         if reader.expects_continue and not rest:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._state = _State.BODY
+        self._body_due = self._server.clock() + BODY_TOTAL_S
         self._read_body(reader, rest)
 
     def _read_body(self, reader: RequestReader, data: bytes) -> None:
@@ -203,12 +211,13 @@ class ClientConnection(asyncio.Protocol):
     # -- writing a reply -------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
-        """Write raw bytes to the client."""
-        self._transport.write(data)
+        """Write raw bytes to the client; to one that has just left, nothing."""
+        if not self.gone and not self._transport.is_closing():
+            self._transport.write(data)
 
     def write_reply(self, reply: Reply, request_id: RequestId) -> None:
         """Write a whole reply and go on to the next request."""
-        self.write(_reply_bytes(reply, request_id, keep_alive=self.wants_keep_alive()))
+        self.write(reply_bytes(reply, request_id, keep_alive=self.wants_keep_alive()))
         self.reply_done()
 
     def reply_done(self) -> None:
@@ -228,6 +237,11 @@ class ClientConnection(asyncio.Protocol):
     def _next_request(self) -> None:
         if self._state is _State.HEAD and self._buffer:
             self._read_head()
+
+    @property
+    def is_stalled(self) -> bool:
+        """Tell whether more is written than the client has taken."""
+        return self._paused
 
     def set_source(self, source: asyncio.Transport | None) -> None:
         """Name the transport that pauses while this client cannot take more."""
@@ -252,8 +266,9 @@ class ClientConnection(asyncio.Protocol):
         (RFC 9112 section 9.6), so what it sends is taken in for a moment.
         """
         logger.info("refused a request from %s: %s", self.peer, error)
-        request_id = new_request_id()
-        self.write(_reply_bytes(error_reply(error, request_id), request_id, keep_alive=False))
+        wanted = self._reader.fields.get(b"x-request-id") if self._reader is not None else None
+        request_id = self._server.claim_request_id(wanted)
+        self.write(reply_bytes(error_reply(error, request_id), request_id, keep_alive=False))
         self._transport.write_eof()
         self._reader = None
         self._buffer = b""
@@ -296,6 +311,7 @@ class ClientConnection(asyncio.Protocol):
         self._forget()
         self.gone = True
         self._state = _State.CLOSED
+        self.set_source(None)
         if self._task is not None:
             self._task.cancel()
             self._task = None
@@ -313,7 +329,10 @@ class ClientConnection(asyncio.Protocol):
         """Bound how long a client may be slow; one timer a connection, re-armed when it fires."""
         if self._state is _State.REPLY:
             self._since = self._server.clock()  # the reply has timeouts of its own
-        left = self._since + self._patience_s() - self._server.clock()
+        due = self._since + self._patience_s()
+        if self._state is _State.BODY:
+            due = min(due, self._body_due)
+        left = due - self._server.clock()
         if left > 0:
             self._arm_timer(left)
         elif self._state in (_State.LINGER, _State.CLOSED):
@@ -328,13 +347,3 @@ class ClientConnection(asyncio.Protocol):
         if self._state is _State.HEAD:
             return self._server.limits.header_timeout_s if self._buffer else KEEP_ALIVE_S
         return LINGER_S if self._state is _State.LINGER else BODY_STALL_S
-
-
-def _reply_bytes(reply: Reply, request_id: RequestId, *, keep_alive: bool) -> bytes:
-    fields: Fields = (
-        *reply.fields,
-        ("Content-Length", str(len(reply.body))),
-        ("X-Request-Id", request_id),
-        ("Connection", "keep-alive" if keep_alive else "close"),
-    )
-    return status_line(reply.status) + encode_fields(fields) + b"\r\n" + reply.body

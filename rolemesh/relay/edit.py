@@ -6,6 +6,7 @@ them.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from json import decoder
@@ -14,7 +15,7 @@ from typing import Any, Final
 from rolemesh.errors import BadRequest
 
 MAX_PROMPTS: Final = 4096
-_WHITESPACE: Final = " \t\n\r"
+_skip_whitespace = re.compile(r"[ \t\n\r]*").match
 _decode_value = decoder.JSONDecoder().raw_decode
 _decode_string = decoder.scanstring  # type: ignore[attr-defined]  # absent from the stubs
 
@@ -139,9 +140,9 @@ def _member(text: str, position: int) -> tuple[_Member, int]:
 
 
 def _skip(text: str, position: int) -> int:
-    while position < len(text) and text[position] in _WHITESPACE:
-        position += 1
-    return position
+    match = _skip_whitespace(text, position)
+    assert match is not None  # it matches nothing, too
+    return match.end()
 
 
 def _expect(text: str, position: int, wanted: str) -> int:

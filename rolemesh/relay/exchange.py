@@ -13,10 +13,16 @@ from http import HTTPStatus
 from typing import Final
 
 from rolemesh.address import UpstreamAddress
-from rolemesh.errors import StreamBroken, UpstreamBroke, UpstreamError, UpstreamTimeout
+from rolemesh.errors import (
+    RequestTooSlow,
+    StreamBroken,
+    UpstreamBroke,
+    UpstreamError,
+    UpstreamTimeout,
+)
 from rolemesh.relay.client import ClientStream
 from rolemesh.relay.events import EventLines
-from rolemesh.relay.headers import encode_fields, end_to_end, status_line
+from rolemesh.relay.headers import chunk, encode_fields, end_to_end, status_line
 from rolemesh.relay.replies import Fields, Reply
 from rolemesh.relay.response import Framing, ResponseError, ResponseReader
 from rolemesh.relay.upstream import UpstreamConnection, UpstreamPool
@@ -78,16 +84,15 @@ async def attempt(
 ) -> Relayed | Refused:
     """Send `outbound` and relay the answer to `client`.
 
-    `reply_fields` gives the headers to add to the reply, asked for when its head is written.
-    Raises ConnectFailed when nothing was sent, UpstreamBroke or UpstreamTimeout when the client
-    has seen nothing yet, StreamBroken or UpstreamTimeout after the first byte (client.started
-    tells). Cancelling closes the upstream connection at once.
+    `reply_fields` gives the headers to add to the reply. Raises ConnectFailed when nothing was
+    sent; UpstreamBroke or UpstreamTimeout when the client has seen nothing yet, StreamBroken,
+    UpstreamTimeout or RequestTooSlow after that. Cancelling closes the upstream connection.
     """
     connection = pool.take_idle(address)
     while True:
         if connection is None:
             connection = await pool.connect(address, bounds.connect_s)
-        exchange = _Exchange(connection, client, bounds, reply_fields)
+        exchange = _Exchange(pool, connection, client, bounds=bounds, reply_fields=reply_fields)
         try:
             result = await exchange.run(outbound)
         except UpstreamBroke:
@@ -107,12 +112,15 @@ class _Exchange:
 
     def __init__(
         self,
+        pool: UpstreamPool,
         connection: UpstreamConnection,
         client: ClientStream,
+        *,
         bounds: Bounds,
         reply_fields: Callable[[], Fields],
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._pool = pool
         self._connection = connection
         self._client = client
         self._bounds = bounds
@@ -136,6 +144,7 @@ class _Exchange:
         """Send the request and wait for the end of the exchange."""
         connection = self._connection
         connection.receiver = self
+        self._pool.wait_begins(connection.address, self)
         self._alive_at = self._loop.time()
         self._arm(self._alive_at + self._bounds.first_byte_s)
         if connection.closed:
@@ -147,6 +156,7 @@ class _Exchange:
         finally:
             self._timer.cancel()
             self._phase = _Phase.OVER
+            self._pool.wait_ends(connection.address, self)
             self._client.set_source(None)
             if not self._reader.complete:
                 connection.abort()
@@ -185,6 +195,11 @@ class _Exchange:
         else:
             self._finish()
 
+    def give_up(self) -> None:
+        """Stop waiting for the first byte: the upstream is not heard of any more."""
+        self.silent = False  # a fresh connection would not help
+        self._break("not heard of any more")
+
     # -- before the first byte -------------------------------------------------------------
 
     def _hold(self, raw: bytes) -> None:
@@ -207,6 +222,7 @@ class _Exchange:
         """Write the held head and bytes to the client: from here on the answer is the client's."""
         reader, client = self._reader, self._client
         self._phase = _Phase.STREAM
+        self._pool.wait_ends(self._connection.address, self)
         self._first_byte_at = self._alive_at = self._loop.time()
         head = self._head(self._choose_framing())
         data = bytes(self._held)
@@ -231,7 +247,7 @@ class _Exchange:
             self._reframe = bytes
             return b""
         if reader.framing is Framing.CLOSE:
-            self._reframe = _chunk
+            self._reframe = chunk
         return b"Transfer-Encoding: chunked\r\n"
 
     def _head(self, framing: bytes) -> bytes:
@@ -255,7 +271,7 @@ class _Exchange:
     def _frame_event(self, event: bytes) -> bytes | None:
         if self._reframe is not None:
             return self._reframe(event)
-        return _chunk(event) if self._reader.between_chunks else None
+        return chunk(event) if self._reader.between_chunks else None
 
     # -- ends ------------------------------------------------------------------------------
 
@@ -264,17 +280,17 @@ class _Exchange:
             return
         reader = self._reader
         if reader.status >= HTTPStatus.INTERNAL_SERVER_ERROR and self._phase is _Phase.HOLD:
-            kind = reader.field(b"content-type").decode("latin-1") or "application/json"
-            reply = Reply(
-                status=reader.status,
-                body=bytes(self._held_body),
-                fields=(("Content-Type", kind), *_retry_after(reader)),
+            passed = tuple(
+                (name, value)
+                for name in ("Content-Type", "Retry-After")
+                if (value := reader.field(name.lower().encode()).decode("latin-1"))
             )
-            self._settle(Refused(reply=reply))
+            body = bytes(self._held_body)
+            self._settle(Refused(reply=Reply(status=reader.status, body=body, fields=passed)))
             return
         if self._phase is _Phase.HOLD:
             self._release()
-        if self._reframe is _chunk:
+        if self._reframe is chunk:
             self._client.write(b"0\r\n\r\n")
         self._client.end()
         self._settle(Relayed(status=reader.status, first_byte_at=self._first_byte_at))
@@ -284,7 +300,7 @@ class _Exchange:
         kind = UpstreamBroke if self._phase is _Phase.HOLD else StreamBroken
         self._fail(kind(f"{name}: {what}", upstream=name))
 
-    def _fail(self, error: UpstreamError) -> None:
+    def _fail(self, error: UpstreamError | RequestTooSlow) -> None:
         self._phase = _Phase.OVER
         if not self._done.done():
             self._done.set_exception(error)
@@ -302,16 +318,18 @@ class _Exchange:
     def _check_time(self) -> None:
         """Fail what is late; one timer an exchange, re-armed when it fires."""
         bounds = self._bounds
-        holding = self._phase is _Phase.HOLD
-        limit, allowed = (
-            ("first_byte_s", bounds.first_byte_s) if holding else ("idle_s", bounds.idle_s)
-        )
+        limit, allowed = "idle_s", bounds.idle_s
+        if self._phase is _Phase.HOLD:
+            limit, allowed = "first_byte_s", bounds.first_byte_s
         now = self._loop.time()
         due = self._alive_at + allowed
         if now >= bounds.deadline:
             limit = "total_s"
         elif now < due:
             self._arm(due)
+            return
+        if limit == "idle_s" and self._client.is_stalled:
+            self._fail(RequestTooSlow(f"the client took nothing for {allowed:g} s (idle_s)"))
             return
         name = str(self._connection.address)
         said = {
@@ -330,12 +348,3 @@ def _request_bytes(address: UpstreamAddress, outbound: Outbound) -> bytes:
         len(outbound.body),
         outbound.body,
     )
-
-
-def _chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
-
-
-def _retry_after(reader: ResponseReader) -> Fields:
-    value = reader.field(b"retry-after").decode("latin-1")
-    return (("Retry-After", value),) if value else ()

@@ -82,6 +82,11 @@ def end_to_end(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
     return b"".join(b"%b: %b\r\n" % field for field in fields if field[0] not in dropped)
 
 
+def chunk(data: bytes) -> bytes:
+    """Return data framed as one chunk (RFC 9112 section 7.1); none at all for no data."""
+    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+
+
 def encode_fields(fields: tuple[tuple[str, str], ...]) -> bytes:
     """Return header lines; raises ValueError on a name or value that could inject another line."""
     lines = "".join(f"{name}: {value}\r\n" for name, value in fields).encode("latin-1", "replace")

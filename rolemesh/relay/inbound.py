@@ -11,6 +11,7 @@ from typing import Any, Final
 from rolemesh import errors
 from rolemesh.config.settings import Limits
 from rolemesh.names import RequestId, new_request_id, parse_request_id
+from rolemesh.relay.access import Field
 from rolemesh.relay.client import ClientStream, InboundRequest
 from rolemesh.relay.connection import ClientConnection
 from rolemesh.runtime.tasks import TaskScope
@@ -29,7 +30,8 @@ Handle = Callable[[InboundRequest, ClientStream], Coroutine[Any, Any, None]]
 class InboundServer:
     """Makes a ClientConnection for every accepted connection; owns the requests under way.
 
-    `paths` are the inference paths, `other` makes the protocol that takes every other request.
+    `admit` raises for callers that may not ask at all; it is asked before a body is taken in that
+    has not come with its head. `paths` are the inference paths, `other` makes the protocol that takes every other request.
     `limits` may be replaced at any time and count from then on.
     """
 
@@ -37,6 +39,7 @@ class InboundServer:
         self,
         *,
         handle: Handle,
+        admit: Callable[[str, Field], object],
         paths: Container[str],
         other: Callable[[], asyncio.Protocol],
         limits: Limits,
@@ -50,6 +53,7 @@ class InboundServer:
         self.draining = False
         self.connections: set[ClientConnection] = set()
         self._handle = handle
+        self._admit = admit
         self._scope = scope
         self._live: dict[RequestId, asyncio.Task[None]] = {}
         self._quiet = asyncio.Event()
@@ -61,6 +65,10 @@ class InboundServer:
     def adopt(self, connection: ClientConnection) -> None:
         """Count a connection as open."""
         self.connections.add(connection)
+
+    def admit(self, peer: str, field: Field) -> None:
+        """Raise RequestError unless this caller may ask for inference."""
+        self._admit(peer, field)
 
     def claim_request_id(self, wanted: bytes | None) -> RequestId:
         """Return the client's request id if it is sane, with a suffix while another one lives."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from rolemesh import errors
 from rolemesh.names import RequestId
+from rolemesh.relay.headers import encode_fields, status_line
 
 Fields = tuple[tuple[str, str], ...]
 
@@ -29,6 +30,17 @@ class Reply:
 def json_reply(tree: Any, status: int = HTTPStatus.OK) -> Reply:
     """Return a reply with a JSON body."""
     return Reply(status=status, body=_encoded(tree))
+
+
+def reply_bytes(reply: Reply, request_id: RequestId, *, keep_alive: bool) -> bytes:
+    """Return a whole reply as it is written to a client."""
+    fields: Fields = (
+        *reply.fields,
+        ("Content-Length", str(len(reply.body))),
+        ("X-Request-Id", request_id),
+        ("Connection", "keep-alive" if keep_alive else "close"),
+    )
+    return status_line(reply.status) + encode_fields(fields) + b"\r\n" + reply.body
 
 
 def status_of(error: errors.RoleMeshError) -> int:

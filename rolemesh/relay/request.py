@@ -103,6 +103,15 @@ class RequestReader:
         expected = self.fields.get(b"expect", b"").lower()
         return not self.complete and self.head.minor == 1 and expected == b"100-continue"
 
+    def field(self, name: str) -> str | None:
+        """Return the value of the header `name` (lower case), None when it was not sent."""
+        value = self.fields.get(name.encode())
+        return None if value is None else value.decode("utf-8", "surrogateescape")
+
+    def wants_more_than(self, data: bytes) -> bool:
+        """Tell whether `data`, the first of the body, is not all of it."""
+        return self._chunked or len(data) < self._left
+
     def feed(self, data: bytes) -> bytes:
         """Take body bytes; returns those that belong to the next request."""
         if self._chunked:

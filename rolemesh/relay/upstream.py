@@ -64,12 +64,39 @@ class UpstreamConnection(asyncio.Protocol):
         self.transport.abort()
 
 
+class Waiter(Protocol):
+    """What waits for the first byte of an answer."""
+
+    def give_up(self) -> None:
+        """Stop waiting: nothing will come."""
+
+
 class UpstreamPool:
-    """Idle connections by address, last used first."""
+    """Idle connections by address, last used first, and who waits for a first byte from where."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._idle: dict[UpstreamAddress, deque[UpstreamConnection]] = {}
+        self._waiters: dict[UpstreamAddress, set[Waiter]] = {}
+
+    def wait_begins(self, address: UpstreamAddress, waiter: Waiter) -> None:
+        """Note that `waiter` waits for a first byte."""
+        self._waiters.setdefault(address, set()).add(waiter)
+
+    def wait_ends(self, address: UpstreamAddress, waiter: Waiter) -> None:
+        """Note that it does no longer; to say so twice does no harm."""
+        waiters = self._waiters.get(address)
+        if waiters is not None:
+            waiters.discard(waiter)
+            if not waiters:
+                del self._waiters[address]
+
+    def give_up(self, address: UpstreamAddress) -> None:
+        """Stop waiting for an upstream that is gone; answers that have begun go on."""
+        for connection in self._idle.pop(address, ()):
+            connection.abort()
+        for waiter in tuple(self._waiters.get(address, ())):
+            waiter.give_up()
 
     def take_idle(self, address: UpstreamAddress) -> UpstreamConnection | None:
         """Return an idle connection that is likely alive, or None."""
@@ -118,15 +145,12 @@ class UpstreamPool:
         if len(idle) > IDLE_PER_UPSTREAM:
             idle.popleft().abort()
 
-    def drop(self, address: UpstreamAddress) -> None:
-        """Forget an upstream that is gone."""
-        for connection in self._idle.pop(address, ()):
-            connection.abort()
-
     def close(self) -> None:
         """Close every idle connection."""
-        for address in tuple(self._idle):
-            self.drop(address)
+        for connections in self._idle.values():
+            for connection in connections:
+                connection.abort()
+        self._idle.clear()
 
 
 def _cause(err: OSError | ValueError) -> str:

@@ -6,7 +6,10 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
+
+import sdnotify
 
 SEND_TIMEOUT_S: Final = 1.0
 """How long a manager that takes nothing may hold up the daemon."""
@@ -21,15 +24,20 @@ class Notifier:
 
     def __init__(self) -> None:
         self._last_status = ""
-        self._socket = _connected(os.environ.pop("NOTIFY_SOCKET", ""))
+        self._channel = _open_channel()
+        os.environ.pop("NOTIFY_SOCKET", None)
 
     def _send(self, *assignments: str, fds: Sequence[int] = ()) -> None:
-        if self._socket is None:
+        if self._channel is None:
             return
-        text = "\n".join(assignments).encode("utf-8", "backslashreplace")
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        with contextlib.suppress(OSError):
-            self._socket.sendmsg([text], rights)
+        data = "\n".join(assignments).encode("utf-8", "backslashreplace")
+        if not fds:
+            # sdnotify encodes as latin-1, in which these are the same bytes.
+            self._channel.notify(data.decode("latin-1"))
+        else:
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+            with contextlib.suppress(OSError):
+                self._channel.socket.sendmsg([data], rights)
 
     def store(self, name: str, fd: int) -> None:
         """Have the manager keep a duplicate of `fd`, and pass it to this daemon's next life."""
@@ -41,9 +49,9 @@ class Notifier:
 
     def close(self) -> None:
         """Say no more."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        if self._channel is not None:
+            self._channel.socket.close()
+            self._channel = None
 
     def ready(self, status: str) -> None:
         """Tell that the daemon serves (also the end of a reload)."""
@@ -77,17 +85,15 @@ class Notifier:
         self._send("WATCHDOG=trigger")
 
 
-def _connected(address: str) -> socket.socket | None:
-    """Return a socket to the manager, None when there is none to talk to."""
-    if not address:
+def _open_channel() -> sdnotify.SystemdNotifier | None:
+    """Return a channel to the manager, None when there is none to talk to."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address or (address.startswith("/") and not Path(address).is_socket()):
         return None
-    channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    channel.settimeout(SEND_TIMEOUT_S)
-    try:
-        channel.connect("\0" + address[1:] if address.startswith("@") else address)
-    except OSError:
-        channel.close()
+    channel = sdnotify.SystemdNotifier()
+    if channel.socket is None:  # nobody is there
         return None
+    channel.socket.settimeout(SEND_TIMEOUT_S)
     return channel
 
 

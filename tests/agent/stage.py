@@ -11,12 +11,12 @@ from rolemesh.agent.desired import DesiredInstance
 from rolemesh.agent.fleet import Fleet
 from rolemesh.agent.host import read_host
 from rolemesh.agent.host_watch import HostObservation
-from rolemesh.agent.inference import Inference
+from rolemesh.agent.inference import BOUNDS, Inference
 from rolemesh.agent.instance_files import InstanceFiles
 from rolemesh.agent.model_check import ModelProblems
 from rolemesh.agent.node_api import NodeApi
 from rolemesh.agent.report import NodeView
-from rolemesh.config.settings import Limits, Listen, NodeSettings
+from rolemesh.config.settings import Limits, Listen, NodeSettings, Timeouts
 from rolemesh.names import InstanceName
 from rolemesh.relay.application import open_application
 from rolemesh.relay.inbound import InboundServer
@@ -56,7 +56,7 @@ class AgentStage:
 
 @asynccontextmanager
 async def open_agent(
-    folder: Path, settings: NodeSettings, *instances: DesiredInstance
+    folder: Path, settings: NodeSettings, *instances: DesiredInstance, bounds: Timeouts = BOUNDS
 ) -> AsyncIterator[AgentStage]:
     """Serve an agent on a free port of loopback, its instances with one fake llama-server."""
     files = InstanceFiles.below(folder)
@@ -67,12 +67,18 @@ async def open_agent(
         access = AgentAccess(settings, token=TOKEN, hosts=settings.listen.host)
         pool = UpstreamPool()
         inference = Inference(
-            node_id=settings.node_id, fleet=stage.fleet, files=files, pool=pool, access=access
+            node_id=settings.node_id,
+            fleet=stage.fleet,
+            files=files,
+            pool=pool,
+            access=access,
+            bounds=bounds,
         )
         api = NodeApi(access=access, fleet=stage.fleet, view=stage.view, started_at=1)
         async with open_application(api.routes(), max_body_bytes=1 << 16) as application:
             inbound = InboundServer(
                 handle=inference.handle,
+                admit=lambda peer, field: None,
                 paths=INFERENCE_PATHS,
                 other=application,
                 limits=Limits(),

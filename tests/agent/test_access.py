@@ -64,6 +64,14 @@ def test_gateways_show_the_token(access: AgentAccess) -> None:
     assert identify(access, authorization="Bearer t0ken", host="any.name") == "gateway"
 
 
+def test_only_the_holder_of_the_token_is_a_gateway() -> None:
+    gateway = WITH_KEYS.identify("127.0.0.1", {"x-api-key": "t0ken"}.get)
+    client = WITH_KEYS.identify("127.0.0.1", {"x-api-key": "sesame"}.get)
+    assert WITH_KEYS.is_gateway(gateway)
+    assert not WITH_KEYS.is_gateway(client)
+    assert not LOOPBACK.is_gateway(LOOPBACK.identify("127.0.0.1", {"host": "localhost"}.get))
+
+
 def test_own_keys_are_accepted_in_both_headers() -> None:
     assert identify(WITH_KEYS, authorization="Bearer sesame") == "ci"
     assert identify(WITH_KEYS, x_api_key="sesame") == "ci"

@@ -5,8 +5,9 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,38 @@ async def test_a_silent_unit_is_killed_by_its_watchdog_and_restarted(short_path:
         await stage.control.start(GPU0)
         await eventually(lambda: stage.status().restarts >= 1, what="restarted")
         assert "watchdog" in {status.result for status in stage.seen}
+
+
+@contextlib.contextmanager
+def standstill(*, after_s: float, length_s: float) -> Iterator[asyncio.Event]:
+    """Let this process stand still once, in the midst of its wait for events; the event tells."""
+    loop, over = asyncio.get_running_loop(), asyncio.Event()
+
+    def stand_still(*_: object) -> None:
+        time.sleep(length_s)
+        loop.call_later(0, over.set)  # behind the timers that are due by now
+
+    # A signal reaches the loop where SIGSTOP would: it learns of its timers before its sockets.
+    before = signal.signal(signal.SIGUSR1, stand_still)
+    thread = threading.main_thread().ident
+    assert thread is not None
+    timer = threading.Timer(after_s, signal.pthread_kill, (thread, signal.SIGUSR1))
+    timer.start()
+    try:
+        yield over
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
+async def test_a_standstill_of_our_own_is_not_taken_for_silence(short_path: Path) -> None:
+    async with staged(short_path, watchdog_s=1.0) as stage:
+        stage.does[GPU0] = ("ready", "ping:0.1")
+        await stage.control.start(GPU0)
+        with standstill(after_s=0.2, length_s=1.5) as over:
+            await over.wait()
+        assert "watchdog" not in {status.result for status in stage.seen}
+        assert stage.status().active is ActiveState.ACTIVE
 
 
 async def test_a_stop_ends_the_process_and_is_no_failure(stage: Stage) -> None:

@@ -1,6 +1,8 @@
 """The numbers of GPUs over restarts."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from rolemesh.agent.gpu_numbers import GpuNumbersFile
 
@@ -18,9 +20,13 @@ def test_without_a_file_nothing_is_remembered_and_none_is_made_for_nothing(tmp_p
 
 
 def test_entries_that_make_no_sense_are_dropped(tmp_path: Path) -> None:
-    text = '{"a": 0, "b": "1", "c": -1, "d": 0, "e": true, "f": 2}'
-    (tmp_path / "gpus.json").write_text(text)
-    assert GpuNumbersFile(tmp_path).load() == {"a": 0, "f": 2}
+    sound: dict[str, Any] = {
+        "GPU-5d1c2a30-9b7e-4f10-8c55-0e2f6a7b8c9d": 0,
+        "MIG-GPU-5d1c2a30-9b7e-4f10-8c55-0e2f6a7b8c9d/7/0": 2,
+    }
+    senseless = {"GPU-b": "1", "GPU-c": -1, "GPU-d": 0, "GPU-e": True, "x": 5, "GPU-": 6, "": 7}
+    (tmp_path / "gpus.json").write_text(json.dumps(sound | senseless))
+    assert GpuNumbersFile(tmp_path).load() == sound
 
 
 def test_a_corrupt_file_is_set_aside(tmp_path: Path) -> None:

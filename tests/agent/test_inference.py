@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rolemesh.config.settings import ClientKey
+from rolemesh.config.settings import ClientKey, Timeouts
 from rolemesh.names import ModelId
 from rolemesh.runtime.keys import digest_of
 from tests.agent.builders import desired, model, node_settings
@@ -92,7 +92,7 @@ async def test_the_gateway_says_how_long_to_wait_for_a_load(short_path: Path) ->
         stage.units.hold.set()
 
 
-@pytest.mark.parametrize("text", ["soon", "-1", "nan", "1e9"])
+@pytest.mark.parametrize("text", ["soon", "-1", "nan", ""])
 def test_a_load_wait_that_is_no_time_is_refused(text: str, short_path: Path) -> None:
     async def scenario() -> None:
         async with open_agent(short_path, SETTINGS, GPU0) as stage:
@@ -101,6 +101,29 @@ def test_a_load_wait_that_is_no_time_is_refused(text: str, short_path: Path) -> 
             assert "X-RoleMesh-Load-Wait" in answer["error"]["message"]
 
     asyncio.run(scenario())
+
+
+async def test_a_load_wait_beyond_what_anybody_waits_is_no_mistake(short_path: Path) -> None:
+    async with open_agent(short_path, SETTINGS, GPU0) as stage:
+        assert (await ask(stage, headers={"X-RoleMesh-Load-Wait": "86400"}))[0] == 200
+
+
+@pytest.mark.parametrize("limit", ["first_byte_s", "total_s"])
+async def test_a_direct_client_is_bounded_and_a_gateway_bounds_itself(
+    limit: str, short_path: Path
+) -> None:
+    bounds = replace(Timeouts(), **{limit: 0.2})
+    async with open_agent(short_path, SETTINGS, GPU0, bounds=bounds) as stage:
+        stage.llama.hold.clear()
+        token = {"Authorization": f"Bearer {TOKEN}"}
+        async with asyncio.TaskGroup() as group:
+            by_gateway = group.create_task(ask(stage, headers=token))
+            await eventually(lambda: stage.llama.requests, what="the gateway's is under way")
+            status, answer, _ = await ask(stage)  # which is the later one, and over first
+            assert (status, answer["error"]["timeout"]) == (504, limit)
+            assert not by_gateway.done()
+            stage.llama.hold.set()
+            assert (await by_gateway)[0] == 200
 
 
 async def test_errors_say_what_is_wrong_with_the_model(short_path: Path) -> None:

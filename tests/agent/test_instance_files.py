@@ -76,7 +76,7 @@ def test_a_directory_that_cannot_be_made_is_named(short_path: Path) -> None:
 @pytest.mark.parametrize(
     ("environ", "expected"),
     [
-        ({}, "/state/run"),
+        ({}, "/state/run-box"),
         ({"XDG_RUNTIME_DIR": "/run/user/7"}, "/run/user/7/rolemesh-box"),
         ({"ROLEMESH_RUNTIME_DIRECTORY": "/r", "XDG_RUNTIME_DIR": "/run/user/7"}, "/r"),
     ],
@@ -102,3 +102,15 @@ def test_a_directory_that_systemd_has_not_made_is_named_with_the_remedy(
     files.parameters.mkdir()
     files.prepare()
     assert not files.sockets.exists()
+
+
+@pytest.mark.parametrize("environ", [{}, {"XDG_RUNTIME_DIR": "/run/user/7"}])
+def test_nodes_with_long_names_have_short_runtime_directories_of_their_own(
+    environ: dict[str, str],
+) -> None:
+    long = "ip-10-0-0-1.eu-west-1.compute.example"
+    one, other = (
+        runtime_directory(NodeId(name), Path("/state"), environ) for name in (long, f"{long}.org")
+    )
+    assert one != other
+    assert len(one.name) == len(other.name) <= len("rolemesh-") + 24

@@ -11,7 +11,7 @@ from tests.lab import mesh
 from tests.lab.mesh import running_daemon
 from tests.lab.notify import NotifySocket
 from tests.lab.poll import eventually
-from tests.lab.processes import free_port, run_to_end
+from tests.lab.processes import Finished, free_port, run_to_end
 
 AGENT = "rolemesh-node-agent"
 
@@ -108,6 +108,44 @@ async def test_a_real_model_is_loaded_answers_and_goes_with_the_agent(
         assert "tiny-a" in answer["choices"][0]["message"]["content"]
         assert (await mesh.instances(agent))["cpu0"]["state"] == "ready"
     assert not agent.program.processes()
+
+
+async def start_another(folder: Path, *, state: Path, **environment: str) -> Finished:
+    """Start an agent of another node_id at another port, which is expected to end at once."""
+    (folder / "other.d").mkdir()
+    mesh.write_drop_in(folder / "other.d", "50-test.yaml", node(folder) | {"node_id": "other"})
+    return await run_to_end(
+        [
+            *(str(mesh.PROGRAMS / AGENT), f"--config-dir={folder / 'other.d'}"),
+            *(f"--state-dir={state}", f"--port={free_port()}"),
+        ],
+        environment=environment,
+    )
+
+
+async def test_a_second_agent_in_a_state_directory_ends_and_leaves_the_first_alone(
+    short_path: Path,
+) -> None:
+    async with running_daemon(AGENT, short_path, node(short_path)) as agent:
+        sockets = set((agent.state / "run-box").iterdir())
+        done = await start_another(short_path, state=agent.state)
+        assert done.status == 1
+        said = f"the agent with pid {agent.program.pid} uses {agent.state} already"
+        assert said in done.stderr
+        assert "--state-dir" in done.stderr
+        assert set((agent.state / "run-box").iterdir()) == sockets
+        assert not (agent.state / "run-other").exists()
+        assert await mesh.answers(agent)
+
+
+async def test_a_second_agent_in_a_runtime_directory_ends_too(short_path: Path) -> None:
+    shared = {"ROLEMESH_RUNTIME_DIRECTORY": str(short_path / "run")}
+    async with running_daemon(AGENT, short_path, node(short_path), environment=shared) as agent:
+        done = await start_another(short_path, state=short_path / "other", **shared)
+        assert done.status == 1
+        said = f"the agent with pid {agent.program.pid} uses {short_path / 'run'} already"
+        assert said in done.stderr
+        assert "ROLEMESH_RUNTIME_DIRECTORY" in done.stderr
 
 
 async def test_a_runtime_directory_that_is_too_long_ends_the_start(short_path: Path) -> None:

@@ -1,4 +1,6 @@
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from rolemesh.config.dropins import (
 )
 from tests.config.conftest import Write
 
-needs_permissions = pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+NOBODY = 65534
 
 
 @pytest.fixture
@@ -217,11 +219,23 @@ def test_every_file_that_cannot_be_read_is_told(source: ConfigSource, write: Wri
     ]
 
 
-@needs_permissions
-def test_a_file_that_may_not_be_read_is_told_with_the_user(write: Write, tmp_path: Path) -> None:
-    path = write("secret.yaml", "a: 1")
+def test_a_file_that_may_not_be_read_is_told_with_the_user(short_path: Path) -> None:
+    path = short_path / "secret.yaml"
+    path.write_text("a: 1")
     path.chmod(0)
-    source = ConfigSource(program="gateway", config=path)
-    assert problems(read_fragments(source)) == [
-        f"{path}: cannot be read by uid {os.geteuid()}: Permission denied"
-    ]
+    short_path.chmod(0o755)
+    with unprivileged() as uid:
+        found = problems(read_fragments(ConfigSource(program="gateway", config=path)))
+    assert found == [f"{path}: cannot be read by uid {uid}: Permission denied"]
+
+
+@contextmanager
+def unprivileged() -> Iterator[int]:
+    """Be nobody for a while if we are root, who may read everything; gives the user's id."""
+    was = os.geteuid()
+    if was == 0:
+        os.seteuid(NOBODY)
+    try:
+        yield os.geteuid()
+    finally:
+        os.seteuid(was)

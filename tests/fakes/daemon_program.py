@@ -29,6 +29,11 @@ def refused() -> ConfigError:
     return ConfigError(problems)
 
 
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def wanted() -> str:
     return Path(os.environ["RELOAD_FILE"]).read_text()
 
@@ -56,9 +61,9 @@ async def main(lifecycle: Lifecycle) -> None:
     async with TaskScope() as scope:
         if WHAT == "in-background":
             _ = scope.start(give_up(), name="gives up")
+        say("about to serve")
         await lifecycle.serve(reload)
-        sys.stdout.write("tearing down\n")
-        sys.stdout.flush()
+        say("tearing down")
         if WHAT == "slow-stop":
             await asyncio.sleep(60)
 

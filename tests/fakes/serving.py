@@ -2,13 +2,14 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from aiohttp import web
 
 from rolemesh.config.settings import Limits, Listen
+from rolemesh.relay.access import Field
 from rolemesh.relay.application import open_application, refuse_method, route
 from rolemesh.relay.client import ClientStream, InboundRequest
 from rolemesh.relay.exchange import Bounds, Outbound, Refused, Relayed, attempt
@@ -38,6 +39,7 @@ async def serving(
     handle: Handle,
     *,
     limits: Limits | None = None,
+    admit: Callable[[str, Field], object] = lambda _peer, _field: None,
     routes: Sequence[web.RouteDef] = (),
 ) -> AsyncIterator[Served]:
     """Serve for the length of the block, then drain."""
@@ -52,6 +54,7 @@ async def serving(
     ):
         inbound = InboundServer(
             handle=handle,
+            admit=admit,
             paths=INFERENCE_PATHS,
             other=application,
             limits=limits or Limits(),

@@ -4,6 +4,7 @@ status:TEXT ready watchdog trigger stopping extend:SECONDS    notify the supervi
 forged                            a child of this process notifies READY=1
 ignore-term                       SIGTERM has no effect from now on
 wait:PATH                         go on once PATH exists
+ping:SECONDS                      notify WATCHDOG=1 every so often, for ever
 linger                            leave a child of the same process group behind
 exit:STATUS die:SIGNAL sleep      end, or live on; `sleep` ends with status 0 on SIGTERM
 """
@@ -36,6 +37,12 @@ def wait(path: str) -> None:
         time.sleep(0.005)
 
 
+def ping(seconds: str) -> None:
+    while True:
+        notify("WATCHDOG=1")
+        time.sleep(float(seconds))
+
+
 def sleep() -> None:
     while True:
         signal.pause()
@@ -55,6 +62,7 @@ WITH_VALUE: dict[str, Callable[[str], object]] = {
     "status": lambda text: notify(f"STATUS={text}"),
     "extend": lambda seconds: notify(f"EXTEND_TIMEOUT_USEC={int(float(seconds) * 1e6)}"),
     "wait": wait,
+    "ping": ping,
     "exit": lambda status: os._exit(int(status)),
     "die": lambda number: os.kill(os.getpid(), int(number)),
 }

@@ -222,3 +222,24 @@ async def test_a_candidate_that_said_full_is_tried_again_when_one_of_ours_ends(
     await eventually(lambda: waiters.admission.queued(CODER) == 1, what="it waits")
     held.close()
     (await waiting).close()
+
+
+async def test_who_had_its_turn_keeps_its_place_before_later_ones(
+    scope: TaskScope,
+) -> None:
+    admission = Admission(Limits())
+    held = await Waiters(admission, scope).start("holder")
+    order: list[str] = []
+
+    async def wait(name: str, waited_s: float) -> None:
+        chosen = await choose(admission, waited_s=waited_s)
+        with admission.lease(chosen, 1):
+            order.append(name)
+
+    later = scope.start(wait("later", 0.0), name="later")
+    await eventually(lambda: admission.queued(CODER) == 1, what="the later one waits")
+    again = scope.start(wait("again", 0.1), name="again")  # its node said slots_busy
+    await eventually(lambda: admission.queued(CODER) == 2, what="both wait")
+    held.close()
+    await asyncio.gather(later, again)
+    assert order == ["again", "later"]

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from rolemesh.names import NodeId
+from rolemesh.runtime.tasks import TaskScope
 from tests.fakes.upstream import (
     CHUNKED_STREAM,
     LAST_CHUNK,
@@ -108,13 +110,35 @@ async def test_who_cannot_be_reached_is_passed_over_and_found_lost(
     assert (await gateway.chat()).fields["x-rolemesh-attempts"] == "1"
 
 
-@pytest.mark.parametrize("script", [fails(500), fails(502), fails(503), fails(504), BREAKS])
+@pytest.mark.parametrize("script", [fails(500), fails(502), fails(503), BREAKS])
 async def test_a_failure_before_the_first_byte_is_tried_elsewhere(
     gateway: Running, start_upstream: StartUpstream, script: Script
 ) -> None:
     await two_nodes(gateway, await start_upstream(script), await start_upstream(OK))
     reply = await gateway.chat()
     assert (reply.status, reply.fields["x-rolemesh-attempts"]) == (200, "2")
+
+
+async def test_a_plain_request_that_timed_out_behind_a_node_is_not_repeated(
+    gateway: Running, start_upstream: StartUpstream
+) -> None:
+    second = await start_upstream(OK)
+    await two_nodes(gateway, await start_upstream(fails(504)), second)
+    assert (await gateway.chat()).status == 504  # it may still be running there
+    assert second.conversations == []
+
+
+async def test_a_request_leaves_a_node_that_went_silent_for_another(
+    gateway: Running, start_upstream: StartUpstream
+) -> None:
+    silent = await start_upstream(sends_and_hangs())
+    await two_nodes(gateway, silent, await start_upstream(OK))
+    async with TaskScope() as scope:
+        asked = scope.start(gateway.chat(), name="a request on the silent node")
+        await eventually(lambda: silent.conversations, what="the request is there")
+        gateway.registry.did_not_answer(NodeId("first"))  # as a probe would find
+        reply = await asked
+    assert (reply.status, reply.fields["x-rolemesh-node"]) == (200, "second")
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 422, 429, 501])

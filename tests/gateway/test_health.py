@@ -43,7 +43,7 @@ def in_no_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let only what is asked for happen: no probes in the background."""
     monkeypatch.setattr(health_module, "PERIOD_UP_S", 60)
     monkeypatch.setattr(health_module, "PERIOD_DOWN_S", 60)
-    monkeypatch.setattr(health_module, "FRESH_S", 0)
+    monkeypatch.setattr(health_module, "FRESH_S", -1)
     monkeypatch.setattr(health_module, "PROBE_TIMEOUT_S", 0.2)
 
 

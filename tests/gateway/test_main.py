@@ -134,9 +134,8 @@ async def test_nodes_survive_a_restart_and_are_asked_before_they_are_used(
                 await eventually(lambda: second.node_state("box") == "live", what="it answers")
             assert second.node_state("box") == ("live" if node_is_there else "restored")
             assert (await second.chat()).status == (200 if node_is_there else 503)
-            assert (await second.post("/v1/nodes/box/heartbeat", {})).status == (
-                200 if node_is_there else 404
-            )
+            # Its registration may be out of date, whether it is there or not.
+            assert (await second.post("/v1/nodes/box/heartbeat", {})).status == 404
 
 
 async def test_a_state_file_that_cannot_be_understood_stops_nobody(tmp_path: Path) -> None:

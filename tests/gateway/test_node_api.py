@@ -42,7 +42,10 @@ async def test_what_the_seed_promises_for_curl_is_enough(
         "heartbeat_interval_s": 20 / BEATS_PER_STALE,
     }
     assert (await gateway.chat()).status == 200
-    assert (await gateway.post("/v1/nodes/box/heartbeat", {})).json == {"status": "ok"}
+    assert (await gateway.post("/v1/nodes/box/heartbeat", {})).json == {
+        "status": "ok",
+        "heartbeat_interval_s": 5.0,
+    }
 
 
 @pytest.mark.parametrize(
@@ -139,7 +142,7 @@ def api(*networks: str) -> NodeApi:
     settings = GatewaySettings(network=GatewayNetwork(allow_nodes=allowed))
     return NodeApi(
         access=GatewayAccess(settings),
-        registry=Registry(stale_after_s=30, on_change=lambda: None),
+        registry=Registry(stale_after_s=30, on_change=lambda: None, on_silent=lambda _: None),
         settings=settings,
     )
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from rolemesh.address import UpstreamAddress
-from rolemesh.gateway.registry import NodeState, Registry, UnknownNode
+from rolemesh.gateway.registry import FORGET_AFTER_S, NodeState, Registry, UnknownNode
 from rolemesh.jsonread import JsonError
 from rolemesh.names import NodeId
 from rolemesh.runtime.journal import EVENT
@@ -23,7 +23,13 @@ class World:
     def __init__(self) -> None:
         self.now = 1000.0
         self.changes = 0
-        self.registry = Registry(stale_after_s=30, on_change=self.changed, clock=lambda: self.now)
+        self.silent: list[UpstreamAddress] = []
+        self.registry = Registry(
+            stale_after_s=30,
+            on_change=self.changed,
+            on_silent=self.silent.append,
+            clock=lambda: self.now,
+        )
 
     def changed(self) -> None:
         self.changes += 1
@@ -180,7 +186,27 @@ def test_a_restored_node_is_out_of_routing_until_it_is_heard_of(world: World) ->
     assert again.state() is NodeState.RESTORED
     again.registry.answered(BOX)
     assert again.unusable == ""
+    with pytest.raises(UnknownNode):
+        again.beat()  # it answers, but what is known of it may be out of date
+    again.register()
     again.beat()
+
+
+def test_a_node_that_goes_silent_is_given_up_once(world: World) -> None:
+    world.register()
+    world.now += 31
+    world.registry.expire()
+    world.registry.expire()
+    assert world.silent == [ADDRESS]
+
+
+def test_a_node_silent_for_a_day_is_forgotten(world: World) -> None:
+    world.register()
+    world.now += 31
+    world.registry.expire()
+    world.now += FORGET_AFTER_S
+    world.registry.expire()
+    assert BOX not in world.registry.nodes
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ class World:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.registry = Registry(stale_after_s=30, on_change=self.changed)
+        self.registry = Registry(stale_after_s=30, on_change=self.changed, on_silent=lambda _: None)
         self.store = RegistryStore(StateFile(path), self.registry)
 
     def changed(self) -> None:

@@ -26,6 +26,7 @@ PACKAGES = (
     "python3-httptools",
     "python3-jeepney",
     "python3-jsonschema",
+    "python3-sdnotify",
     "python3-systemd",
     "python3-uvloop",
     "python3-yaml",

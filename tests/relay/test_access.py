@@ -106,3 +106,9 @@ def test_the_address_is_checked_before_the_key() -> None:
     access = Access(KeyRing((KEY,)), networks("10.0.0.0/24"), local_only=False)
     with pytest.raises(NotAllowed):
         identify(access, "10.1.0.1", authorization="Bearer secret")
+
+
+@pytest.mark.parametrize("peer", ["10.0.0.7", "::ffff:10.0.0.7", "192.168.1.1"])
+def test_without_keys_nobody_on_another_machine_is_served(peer: str) -> None:
+    with pytest.raises(NotAllowed, match="only callers on this machine"):
+        identify(LOCAL, peer, host="localhost")

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from rolemesh.config.settings import Limits
+from rolemesh.errors import NotAuthenticated
 from rolemesh.relay import connection
+from rolemesh.relay.access import Field
 from rolemesh.relay.client import ClientStream, InboundRequest
 from rolemesh.relay.replies import json_reply
 from tests.fakes.client import Client, Received, ask, connected, post, request
@@ -45,6 +47,22 @@ async def refusal(data: bytes, limits: Limits | None = None) -> Received:
         assert reply.fields["x-request-id"] == reply.error["request_id"]
         assert await client.rest() == b""
         return reply
+
+
+async def test_nobody_who_may_not_ask_is_let_send_a_body() -> None:
+    def nobody(_peer: str, _field: Field) -> None:
+        msg = "a key is required"
+        raise NotAuthenticated(msg)
+
+    head = (
+        f"POST {PATH} HTTP/1.1\r\nHost: x\r\nX-Request-Id: mine\r\n"
+        "Content-Length: 60000000\r\nExpect: 100-continue\r\n\r\n"
+    )
+    async with serving(echo, admit=nobody) as served, connected(served.port) as client:
+        await client.send(head.encode())
+        reply = await client.reply()
+        assert (reply.status, reply.fields["x-request-id"]) == (401, "mine")
+        assert await client.rest() == b""
 
 
 async def test_a_request_is_handled_with_its_path_fields_and_body() -> None:
@@ -232,7 +250,10 @@ async def test_a_long_reply_is_never_taken_for_a_slow_request(
         await asyncio.sleep(0.4)
         client.send(json_reply({"status": "done"}))
 
-    async with serving(slowly) as served, connected(served.port) as client:
+    async with (
+        serving(slowly, limits=Limits(header_timeout_s=0.2)) as served,
+        connected(served.port) as client,
+    ):
         await asyncio.sleep(0.1)
         assert (await client.post(PATH, b"a")).json == {"status": "done"}
 

@@ -197,9 +197,13 @@ async def test_a_request_is_over_only_when_its_client_has_the_whole_reply() -> N
         connected(served.port) as client,
         asyncio.TaskGroup() as group,
     ):
+        client.reader._transport.pause_reading()  # type: ignore[attr-defined]
         await client.send(post(PATH, b""))
         await written.wait()
         drained = group.create_task(served.inbound.drain(60))
+        await asyncio.wait([drained], timeout=0.05)
+        assert not drained.done()
+        client.reader._transport.resume_reading()  # type: ignore[attr-defined]
         assert len((await client.reply()).body) == size
         await asyncio.wait_for(drained, 1)
 
