@@ -170,6 +170,8 @@ class Agent:
                 limits=settings.limits,
                 scope=scope,
             )
+            # Before anybody is let in: clients may wait in a listener that outlived the last agent.
+            self._node.start()
             async with accepting(self._listeners.sockets, self._inbound) as self._accepting:
                 await self._live(scope)
             await self._inbound.drain(self._store.settings.limits.drain_s)
@@ -177,7 +179,6 @@ class Agent:
         pool.close()
 
     async def _live(self, scope: TaskScope) -> None:
-        self._node.start()
         self._node.subscribe(self._node_changed)
         self._reporters.apply(self._store.settings)
         self._store.subscribe(self._settings_changed)
