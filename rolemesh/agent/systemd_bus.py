@@ -24,9 +24,10 @@ from jeepney import (
     new_method_call,
 )
 from jeepney.auth import AuthenticationError
-from jeepney.io.asyncio import DBusConnection, open_dbus_connection
+from jeepney.io.asyncio import DBusConnection
 from jeepney.io.common import RouterClosed
 
+from rolemesh.agent.dbus_connection import open_connection
 from rolemesh.errors import NodeError
 
 SYSTEM_BUS: Final = "SYSTEM"
@@ -112,7 +113,7 @@ class SystemdBus:
         """Connect to the bus at `address` (as in $DBUS_SYSTEM_BUS_ADDRESS); raises BusLost."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                return cls(await open_dbus_connection(address), changed)
+                return cls(await open_connection(address), changed)
         except (OSError, EOFError, RouterClosed, AuthenticationError) as err:
             msg = f"no connection to the D-Bus system bus: {err or type(err).__name__}"
             raise BusLost(msg) from err
