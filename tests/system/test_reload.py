@@ -6,6 +6,7 @@ from tests.system.hammer import hammering
 from tests.system.mesh import AGENT, GATEWAY_PORT, GATEWAY_UNIT, Mesh, drop_in
 
 RELOAD_TIMEOUT_S = 20
+STREAM_TOKENS = 12_000  # some seconds of it
 
 
 @pytest.fixture(scope="module", params=["trixie", "bookworm"])
@@ -41,3 +42,15 @@ def test_a_good_drop_in_counts_from_the_reload_on(mesh: Mesh) -> None:
         assert mesh.chat("author").says == "the code of the coder"
         hammered.wait_for_more()
     assert (hammered.refused, hammered.broken, hammered.surprises) == (0, 0, [])
+
+
+def test_a_stream_goes_on_to_its_end_over_a_good_reload(mesh: Mesh) -> None:
+    mesh.wait_until_usable("poet")
+    connection = mesh.connect()
+    reply = connection.stream("poet", max_tokens=STREAM_TOKENS)
+    drop_in(mesh.gateway, "gateway", "75-bard.yaml", {"models": {"bard": {"type": "discovered"}}})
+    mesh.gateway.run("systemctl", "reload", GATEWAY_UNIT, timeout_s=RELOAD_TIMEOUT_S)
+    assert mesh.chat("bard").status == 503  # the reload counts, and nobody is a bard
+    assert mesh.instances()["cpu0"]["requests"] == 1  # the stream is in its middle still
+    assert reply.read().endswith(b"data: [DONE]\n\n")
+    connection.close()
