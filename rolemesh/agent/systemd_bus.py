@@ -28,12 +28,10 @@ from jeepney.io.asyncio import DBusConnection
 from jeepney.io.common import RouterClosed
 
 from rolemesh.agent.dbus_connection import open_connection
-from rolemesh.errors import NodeError
+from rolemesh.agent.systemd_errors import BUS, SYSTEMD, BusLost, NoSuchUnit, error_of
 
 SYSTEM_BUS: Final = "SYSTEM"
 """The address of the system's bus, wherever that is."""
-
-POLKIT_RULE: Final = "/usr/share/polkit-1/rules.d/50-rolemesh-node-agent.rules"
 
 ANY_UNIT: Final = "*"
 
@@ -43,40 +41,19 @@ CONNECT_TIMEOUT_S: Final = 15.0
 CALL_TIMEOUT_S: Final = 25.0
 _STEADY_READ_TRIES: Final = 5
 
-_BUS: Final = "org.freedesktop.DBus"
-_SYSTEMD: Final = "org.freedesktop.systemd1"
 _ROOT: Final = "/org/freedesktop/systemd1"
-_MANAGER: Final = DBusAddress(_ROOT, _SYSTEMD, f"{_SYSTEMD}.Manager")
+_MANAGER: Final = DBusAddress(_ROOT, SYSTEMD, f"{SYSTEMD}.Manager")
 _MATCH_RULES: Final = (
-    f"type='signal',sender='{_BUS}',member='NameOwnerChanged',arg0='{_SYSTEMD}'",
+    f"type='signal',sender='{BUS}',member='NameOwnerChanged',arg0='{SYSTEMD}'",
     *(
-        f"type='signal',sender='{_SYSTEMD}',interface='{_SYSTEMD}.Manager',member='{member}'"
+        f"type='signal',sender='{SYSTEMD}',interface='{SYSTEMD}.Manager',member='{member}'"
         for member in ("JobRemoved", "UnitNew", "UnitRemoved", "UnitFilesChanged", "Reloading")
     ),
-    f"type='signal',sender='{_SYSTEMD}',interface='{_BUS}.Properties',"
+    f"type='signal',sender='{SYSTEMD}',interface='{BUS}.Properties',"
     f"member='PropertiesChanged',path_namespace='{_ROOT}/unit'",
 )
-_ABSENT: Final = frozenset({
-    f"{_SYSTEMD}.NoSuchUnit", f"{_BUS}.Error.UnknownObject", f"{_BUS}.Error.UnknownInterface",
-})  # fmt: skip
-_REFUSED: Final = frozenset({
-    f"{_BUS}.Error.AccessDenied", f"{_BUS}.Error.InteractiveAuthorizationRequired",
-    f"{_BUS}.Error.AuthFailed",
-})  # fmt: skip
-_UNREACHABLE: Final = frozenset({
-    f"{_BUS}.Error.{name}"
-    for name in ("Disconnected", "NameHasNoOwner", "NoReply", "ServiceUnknown", "TimedOut")
-})  # fmt: skip
-_ALREADY_SUBSCRIBED: Final = f"{_SYSTEMD}.AlreadySubscribed"
+_ALREADY_SUBSCRIBED: Final = f"{SYSTEMD}.AlreadySubscribed"
 _ESCAPED: Final = re.compile(r"_([0-9a-f]{2})")
-
-
-class BusLost(NodeError):
-    """systemd cannot be reached now: the bus or PID 1 went away, or does not answer."""
-
-
-class NoSuchUnit(NodeError):
-    """The unit is not loaded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +111,7 @@ class SystemdBus:
         """Have systemd tell of changes; before anything else, and with `receive` running."""
         for rule in _MATCH_RULES:
             await self._call(message_bus.AddMatch(rule))
-        self._owner = await self._call(message_bus.GetNameOwner(_SYSTEMD))
+        self._owner = await self._call(message_bus.GetNameOwner(SYSTEMD))
         await self._ask("Subscribe", ignored=_ALREADY_SUBSCRIBED)
 
     @property
@@ -186,14 +163,15 @@ class SystemdBus:
     async def run_job(self, verb: JobVerb, unit: str) -> str:
         """Start, stop or restart a unit; return the job's result: "done" or how else it ended.
 
-        Cancelling the call leaves the job running. Raises NoSuchUnit on the stop of a unit that
-        is not loaded.
+        A start never takes the place of what somebody else has queued: raises NodeError then, and
+        NoSuchUnit on the stop of a unit that is not loaded. Cancelling leaves the job running.
         """
+        mode = "replace" if verb == "StopUnit" else "fail"
         job = _Job()
         entry = (unit, job)
         self._jobs.append(entry)
         try:
-            job.asked_for(await self._ask(verb, "ss", unit, "replace", unit=unit))
+            job.asked_for(await self._ask(verb, "ss", unit, mode, unit=unit))
             result = await job.result
         finally:
             self._jobs.remove(entry)
@@ -228,7 +206,7 @@ class SystemdBus:
         )
 
     async def _get(self, path: str, interface: str, name: str) -> Any:
-        address = DBusAddress(path, _SYSTEMD, f"{_SYSTEMD}.{interface}")
+        address = DBusAddress(path, SYSTEMD, f"{SYSTEMD}.{interface}")
         _signature, value = await self._call(Properties(address).get(name))
         return value
 
@@ -241,7 +219,7 @@ class SystemdBus:
         return await self._call(call, what=f"{method} {unit}".rstrip(), ignored=ignored)
 
     async def _call(self, message: Message, *, what: str = "", ignored: str = "") -> Any:
-        """Return the first value of the reply; raises what `_error` makes of an error."""
+        """Return the first value of the reply; raises what `error_of` makes of an error."""
         if self._lost.is_set():
             raise BusLost(self._why_lost)
         serial = next(self._connection.outgoing_serial)
@@ -265,7 +243,7 @@ class SystemdBus:
         name = reply.header.fields[HeaderFields.error_name]
         if name == ignored:
             return None
-        error = _error(name, str(reply.body[0]) if reply.body else "", what)
+        error = error_of(name, str(reply.body[0]) if reply.body else "", what)
         if isinstance(error, BusLost):
             self._end(str(error))
         raise error
@@ -277,7 +255,7 @@ class SystemdBus:
                 future = self._replies.get(fields.get(HeaderFields.reply_serial, 0))
                 if future is not None:
                     _settle(future, message)
-            case MessageType.signal if fields[HeaderFields.sender] == _BUS:
+            case MessageType.signal if fields[HeaderFields.sender] == BUS:
                 if fields[HeaderFields.member] == "NameOwnerChanged":
                     self._end("systemd left the D-Bus system bus, or came anew")
             # Anybody may send us signals; systemd's carry the name that the bus gave it.
@@ -334,17 +312,3 @@ def unit_of(path: str) -> str:
 def _settle(future: asyncio.Future[Any], value: object) -> None:
     if not future.done():
         future.set_result(value)
-
-
-def _error(name: str, text: str, what: str) -> NodeError:
-    """Return what an error of the bus or of systemd means to the agent."""
-    if name in _ABSENT:
-        return NoSuchUnit(text)
-    if name in _UNREACHABLE:
-        return BusLost(f"systemd is not on the D-Bus system bus: {text}")
-    if name in _REFUSED:
-        return NodeError(
-            f"systemd refuses {what} ({text}): {POLKIT_RULE} allows it, to _rolemesh-agent and "
-            "while rolemesh-llama@.service is installed; the package rolemesh-node-agent brings both"
-        )
-    return NodeError(f"systemd refuses {what}: {text} ({name})")

@@ -14,12 +14,11 @@ from typing import Final, Self
 from rolemesh.agent.systemd_bus import (
     ANY_UNIT,
     SYSTEM_BUS,
-    BusLost,
     JobVerb,
-    NoSuchUnit,
     SystemdBus,
     UnitReading,
 )
+from rolemesh.agent.systemd_errors import BusLost, NoSuchUnit
 from rolemesh.agent.unit_control import ActiveState, UnitStatus
 from rolemesh.errors import NodeError, StartError, UnitFailed
 from rolemesh.names import InstanceName, parse_instance

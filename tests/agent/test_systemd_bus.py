@@ -10,7 +10,8 @@ import pytest
 from jeepney.io.asyncio import open_dbus_connection
 
 from rolemesh.agent import systemd_bus
-from rolemesh.agent.systemd_bus import BusLost, NoSuchUnit, SystemdBus, UnitReading, unit_of
+from rolemesh.agent.systemd_bus import SystemdBus, UnitReading, unit_of
+from rolemesh.agent.systemd_errors import BusLost, NoSuchUnit
 from rolemesh.errors import NodeError
 from rolemesh.runtime.tasks import TaskScope
 from tests.fakes.systemd_manager import FakeHost, FakeSystemd, Script, fake_systemd, path_of

@@ -75,9 +75,17 @@ async def test_a_job_that_ends_before_its_reply_is_waited_for_all_the_same(stage
     assert stage.status().active is ActiveState.INACTIVE
 
 
-async def test_jobs_replace_what_is_queued(stage: Stage) -> None:
+async def test_a_start_never_undoes_the_stop_of_somebody_else(stage: Stage) -> None:
     await stage.control.start(GPU0)
-    assert stage.asked("StartUnit") == [("StartUnit", UNIT0, "replace")]
+    stage.systemd.stops.clear()
+    stop = asyncio.gather(stage.control.stop(GPU0))
+    await stage.becomes(ActiveState.DEACTIVATING)
+    for start in (stage.control.start, stage.control.restart):
+        with pytest.raises(NodeError, match="somebody else is stopping it"):
+            await start(GPU0)
+    stage.systemd.stops.set()
+    await stop
+    assert stage.status().active is ActiveState.INACTIVE
 
 
 async def test_the_start_of_an_active_unit_has_no_effect(stage: Stage) -> None:
@@ -140,8 +148,8 @@ async def test_a_refusal_of_polkit_names_the_rule_and_its_package(
 
 
 async def test_a_stop_that_systemd_gives_up_is_an_error(stage: Stage) -> None:
-    stage.systemd.refuses["StopUnit"] = "org.freedesktop.systemd1.TransactionIsDestructive"
-    with pytest.raises(NodeError, match="TransactionIsDestructive"):
+    stage.systemd.refuses["StopUnit"] = "org.freedesktop.systemd1.ShuttingDown"
+    with pytest.raises(NodeError, match="ShuttingDown"):
         await stage.control.stop(GPU0)
 
 
@@ -150,7 +158,7 @@ async def test_a_stop_that_somebody_else_undoes_is_an_error(stage: Stage) -> Non
     stage.systemd.stops.clear()
     stop = asyncio.gather(stage.control.stop(GPU0), return_exceptions=True)
     await stage.becomes(ActiveState.DEACTIVATING)
-    await stage.control.start(GPU0)
+    await stage.systemd.start_by_hand(UNIT0)
     (error,) = await stop
     assert "somebody else started it again" in str(error)
 

@@ -201,6 +201,12 @@ class FakeSystemd:
         job = FakeJob(number=next(self._numbers), unit=name, kind="start")
         job.task = self._scope.start(self._run(job), name=f"restart {name}")
 
+    async def start_by_hand(self, name: str) -> None:
+        """Have an admin start a unit, whatever was to become of it."""
+        await self._cancel(name)
+        job = self._jobs[name] = FakeJob(number=next(self._numbers), unit=name, kind="start")
+        job.task = self._scope.start(self._run(job), name=f"start {name} by hand")
+
     async def change_files(self, name: str, state: str) -> None:
         """Have an admin enable or disable a unit."""
         self.units[name].set(UnitFileState=state)
@@ -290,37 +296,40 @@ class FakeSystemd:
         await connection.send(new_method_return(call))
 
     async def _on_StartUnit(  # noqa: N802
-        self, connection: DBusConnection, call: Message, name: str, _mode: str
+        self, connection: DBusConnection, call: Message, name: str, mode: str
     ) -> None:
         if self.units.get(name, FakeUnit(name=name)).active == "active":
-            await self._queue(connection, call, name, "nothing")
+            await self._queue(connection, call, name, "nothing", mode)
             return
-        await self._queue(connection, call, name, "start")
+        await self._queue(connection, call, name, "start", mode)
 
     async def _on_RestartUnit(  # noqa: N802
-        self, connection: DBusConnection, call: Message, name: str, _mode: str
+        self, connection: DBusConnection, call: Message, name: str, mode: str
     ) -> None:
-        await self._queue(connection, call, name, "restart")
+        await self._queue(connection, call, name, "restart", mode)
 
     async def _on_StopUnit(  # noqa: N802
-        self, connection: DBusConnection, call: Message, name: str, _mode: str
+        self, connection: DBusConnection, call: Message, name: str, mode: str
     ) -> None:
         if name not in self.units:
             await connection.send(new_error(call, NOT_LOADED, "s", (f"{name} not loaded",)))
             return
-        await self._queue(connection, call, name, "stop")
+        await self._queue(connection, call, name, "stop", mode)
 
     # -- jobs ------------------------------------------------------------------------------
 
-    async def _queue(self, connection: DBusConnection, call: Message, name: str, kind: str) -> None:
+    async def _queue(
+        self, connection: DBusConnection, call: Message, name: str, kind: str, mode: str
+    ) -> None:
         before = self._jobs.get(name)
         if before is not None and before.kind == kind:
             await connection.send(new_method_return(call, "o", (before.path,)))
             return
-        if before is not None:
-            if before.task is not None:
-                before.task.cancel()
-            await self._end(before, "canceled")
+        if before is not None and mode == "fail" and "stop" in (before.kind, kind):
+            error = f"{SYSTEMD}.TransactionIsDestructive"
+            await connection.send(new_error(call, error, "s", (f"{name} has another job",)))
+            return
+        await self._cancel(name)
         job = self._jobs[name] = FakeJob(number=next(self._numbers), unit=name, kind=kind)
         if self.ends_first:
             await self._run(job)
@@ -328,6 +337,13 @@ class FakeSystemd:
             return
         await connection.send(new_method_return(call, "o", (job.path,)))
         job.task = self._scope.start(self._run(job), name=f"{kind} {name}")
+
+    async def _cancel(self, name: str) -> None:
+        job = self._jobs.get(name)
+        if job is not None:
+            if job.task is not None:
+                job.task.cancel()
+            await self._end(job, "canceled")
 
     async def _run(self, job: FakeJob) -> None:
         match job.kind:
