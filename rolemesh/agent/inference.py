@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from dataclasses import dataclass
+from http import HTTPStatus
 from math import inf, nan
 from typing import Final
 
@@ -12,10 +13,12 @@ from rolemesh.agent.access import AgentAccess
 from rolemesh.agent.fleet import Fleet
 from rolemesh.agent.instance_files import InstanceFiles
 from rolemesh.agent.slots import Lease
+from rolemesh.agent.streaming import streamed
 from rolemesh.config.settings import Timeouts
 from rolemesh.errors import BadRequest, ConnectFailed, RoleMeshError
 from rolemesh.names import InstanceName, ModelId, NodeId
 from rolemesh.relay.client import ClientStream, InboundRequest
+from rolemesh.relay.collect import collect
 from rolemesh.relay.edit import RequestBody
 from rolemesh.relay.exchange import Bounds, Outbound, Refused, attempt
 from rolemesh.relay.headers import encode_fields
@@ -95,7 +98,9 @@ class Inference:
         body = RequestBody.parse(request.body)
         record.model_id = model_id = _named_model(body)
         self._access.check_model(principal, model_id)
-        cost = body.slots(INFERENCE_PATHS[request.path].prompts_key)
+        path = INFERENCE_PATHS[request.path]
+        cost = body.slots(path.prompts_key)
+        as_stream = streamed(path.upstream_path, body)
         wait_s = _load_wait_s(request)
         give_up_at = inf
         while True:
@@ -104,7 +109,10 @@ class Inference:
                 record.instance = lease.instance
                 record.ready_at = now = self._loop.time()
                 try:
-                    await self._relay(request, client, lease, record)
+                    if as_stream is None:
+                        await self._relay(request, client, lease, record)
+                    else:
+                        await self._assemble(request, as_stream, client, lease, record)
                 except ConnectFailed:
                     give_up_at = min(give_up_at, now + CRASH_NOTICE_S)
                     if now >= give_up_at:
@@ -122,19 +130,43 @@ class Inference:
         reply_fields = self._reply_fields(lease)
         result = await attempt(
             self._pool,
-            UpstreamAddress.unix(str(self._files.socket(lease.instance))),
-            _outbound(request),
+            self._address(lease),
+            _outbound(request, request.body),
             client,
             bounds=self._bounds_of(request, by_gateway=record.by_gateway),
             reply_fields=lambda: reply_fields,
         )
         if isinstance(result, Refused):
-            record.reason = "llama-server's own answer"
-            reply = result.reply
-            all_fields = (*reply.fields, *reply_fields)
-            client.send(Reply(status=reply.status, body=reply.body, fields=all_fields))
+            self._send(result.reply, client, lease, record)
         else:
             record.first_byte_at = result.first_byte_at
+
+    async def _assemble(
+        self,
+        request: InboundRequest,
+        as_stream: bytes,
+        client: ClientStream,
+        lease: Lease,
+        record: _Record,
+    ) -> None:
+        """Answer a plain request with what llama-server streams."""
+        collected = await collect(
+            self._pool,
+            self._address(lease),
+            _outbound(request, as_stream),
+            bounds=self._bounds_of(request, by_gateway=record.by_gateway),
+        )
+        record.first_byte_at = collected.first_byte_at
+        self._send(collected.reply, client, lease, record)
+
+    def _send(self, reply: Reply, client: ClientStream, lease: Lease, record: _Record) -> None:
+        if reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            record.reason = "llama-server's own answer"
+        all_fields = (*reply.fields, *self._reply_fields(lease))
+        client.send(Reply(status=reply.status, body=reply.body, fields=all_fields))
+
+    def _address(self, lease: Lease) -> UpstreamAddress:
+        return UpstreamAddress.unix(str(self._files.socket(lease.instance)))
 
     def _bounds_of(self, request: InboundRequest, *, by_gateway: bool) -> Bounds:
         bounds = self._bounds
@@ -213,11 +245,11 @@ def _load_wait_s(request: InboundRequest) -> float:
     return min(wait_s, BOUNDS.total_s)
 
 
-def _outbound(request: InboundRequest) -> Outbound:
+def _outbound(request: InboundRequest, body: bytes) -> Outbound:
     lines: Fields = (
         ("Content-Type", "application/json"),
         ("X-Request-Id", request.request_id),
         ("Accept", request.field("accept") or "*/*"),
     )
     path = INFERENCE_PATHS[request.path].upstream_path
-    return Outbound(path=path, fields=encode_fields(lines), body=request.body)
+    return Outbound(path=path, fields=encode_fields(lines), body=body)

@@ -13,6 +13,8 @@ upstream  connections to upstreams and their pool
 response  incremental reader of an upstream's response
 events    which bytes of an SSE stream are comments
 exchange  one attempt: a request to one upstream, its answer to the client
+assembly  the plain reply that a stream makes
+collect   one attempt whose answer is taken whole: a stream, assembled
 replies   errors as OpenAI-shaped HTTP replies
 fetch     small requests of our own (probes, reports)
 """

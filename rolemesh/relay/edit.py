@@ -97,17 +97,28 @@ class RequestBody:
         added = {key: value for key, value in defaults.items() if key not in present}
         if model is not None and "model" not in present:
             added["model"] = model
+        named = [member.value for member in self._members if member.key == "model"]
+        is_right = model is None or all(name == model for name in named)
+        return self._spliced({} if is_right else {"model": model}, added)
+
+    def with_members(self, members: Mapping[str, Any]) -> bytes:
+        """Return the body with these top-level members, replaced or added; the rest as it came."""
+        present = {member.key for member in self._members}
+        added = {key: value for key, value in members.items() if key not in present}
+        return self._spliced(members, added)
+
+    def _spliced(self, replaced: Mapping[str, Any], added: Mapping[str, Any]) -> bytes:
         pieces: list[str] = []
         position = 0
         if added:
             position = self._text.index("{") + 1
             inserted = json.dumps(added, ensure_ascii=False)[1:-1]
             pieces.append(self._text[:position] + inserted + ("," if self._members else ""))
-        if model is not None:
-            for member in self._members:
-                if member.key == "model" and member.value != model:
-                    pieces += (self._text[position : member.start], json.dumps(model))
-                    position = member.end
+        for member in self._members:
+            if member.key in replaced:
+                value = json.dumps(replaced[member.key])
+                pieces += (self._text[position : member.start], value)
+                position = member.end
         pieces.append(self._text[position:])
         return "".join(pieces).encode()
 

@@ -21,7 +21,7 @@ from rolemesh.errors import (
     UpstreamTimeout,
 )
 from rolemesh.relay.client import ClientStream
-from rolemesh.relay.events import EventLines
+from rolemesh.relay.events import EVENT_STREAM, EventLines
 from rolemesh.relay.headers import chunk, encode_fields, end_to_end, status_line
 from rolemesh.relay.replies import Fields, Reply
 from rolemesh.relay.response import Framing, ResponseError, ResponseReader
@@ -29,8 +29,6 @@ from rolemesh.relay.upstream import UpstreamConnection, UpstreamPool
 
 HELD_LIMIT_BYTES: Final = 256 * 1024
 """How much of an answer is held before its first byte (comments), or of a refusal's body."""
-
-_EVENT_STREAM: Final = b"text/event-stream"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +148,7 @@ class _Exchange:
         if connection.closed:
             self._break("the connection closed at once")
         else:
-            connection.transport.write(_request_bytes(connection.address, outbound))
+            connection.transport.write(request_bytes(connection.address, outbound))
         try:
             return await self._done
         finally:
@@ -204,7 +202,7 @@ class _Exchange:
 
     def _hold(self, raw: bytes) -> None:
         reader = self._reader
-        if not self._held and reader.field(b"content-type").lower().startswith(_EVENT_STREAM):
+        if not self._held and reader.field(b"content-type").lower().startswith(EVENT_STREAM):
             self._lines = EventLines()
         decoded = reader.take_decoded()
         self._held += raw
@@ -340,7 +338,8 @@ class _Exchange:
         self._fail(UpstreamTimeout(f"{name}: {said} ({limit})", upstream=name, limit=limit))
 
 
-def _request_bytes(address: UpstreamAddress, outbound: Outbound) -> bytes:
+def request_bytes(address: UpstreamAddress, outbound: Outbound) -> bytes:
+    """Return a whole request as it is written to an upstream."""
     return b"POST %b HTTP/1.1\r\nHost: %b\r\n%bContent-Length: %d\r\n\r\n%b" % (
         (address.prefix + outbound.path).encode(),
         address.authority.encode(),

@@ -46,17 +46,52 @@ async def test_a_request_loads_its_model_and_is_relayed_to_its_instance(short_pa
         ((path, seen, body),) = stage.llama.requests
         assert path == "/v1/chat/completions"
         assert seen["x-request-id"] == "r-1"
-        assert body == {"model": "a", "messages": []}
+        assert body.items() >= {"model": "a", "messages": []}.items()
         assert stage.fleet.snapshot().instances[0].slots_held == 0
 
 
 async def test_the_body_reaches_the_llama_server_byte_for_byte(short_path: Path) -> None:
     async with open_agent(short_path, SETTINGS, GPU0) as stage:
         text = b'{ "model":"a", "x": 1.0, "\\u00e4": [ ] }'
-        async with stage.http.post("/v1/completions", data=text) as response:
+        async with stage.http.post("/v1/embeddings", data=text) as response:
             assert response.status == 200
         headers = stage.llama.requests[0][1]
         assert headers["content-length"] == str(len(text))
+
+
+async def test_a_plain_answer_that_may_be_long_is_assembled_from_a_stream(
+    short_path: Path,
+) -> None:
+    async with open_agent(short_path, SETTINGS, GPU0) as stage:
+        choices = [{"index": 0, "text": text, "finish_reason": None} for text in ("He", "llo")]
+        stage.llama.events = [{"object": "text_completion", "choices": [each]} for each in choices]
+        status, answer, headers = await ask(stage, path="/completions", prompt="x")
+        assert (status, answer["choices"][0]["text"]) == (200, "Hello")
+        assert headers["Content-Type"] == "application/json; charset=utf-8"
+        assert headers["X-RoleMesh-Instance"] == "gpu0"
+        ((path, _, body),) = stage.llama.requests
+        assert path == "/v1/completions"
+        assert body["stream"] is True
+
+
+async def test_a_short_plain_answer_is_asked_for_as_it_is(short_path: Path) -> None:
+    async with open_agent(short_path, SETTINGS, GPU0) as stage:
+        await ask(stage, messages=[], max_tokens=16)
+        ((_, _, body),) = stage.llama.requests
+        assert body == {"model": "a", "messages": [], "max_tokens": 16}
+
+
+async def test_an_error_in_the_middle_of_a_plain_answer_is_its_answer(
+    short_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "rolemesh.agent.inference")
+    async with open_agent(short_path, SETTINGS, GPU0) as stage:
+        error = {"error": {"code": 500, "message": "Context size has been exceeded."}}
+        stage.llama.events = [{"choices": [{"index": 0, "text": "He"}]}, error]
+        status, answer, _ = await ask(stage, path="/v1/completions", prompt="x")
+        assert (status, answer) == (500, error)
+    (record,) = (vars(record)["rolemesh_fields"] for record in caplog.records)
+    assert (record["status"], record["reason"]) == (500, "llama-server's own answer")
 
 
 async def test_a_full_model_answers_slots_busy_and_slots_come_back(short_path: Path) -> None:

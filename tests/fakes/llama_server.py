@@ -12,6 +12,7 @@ from typing import Any
 class FakeLlamaServer:
     """Answers every request with `answer`; while `hold` is clear, requests wait.
 
+    A request for a stream is answered with `events`, if there are any, and [DONE].
     `requests` are path, headers (names in lower case) and body of each; `left` counts the clients
     that went before their answer.
     """
@@ -19,6 +20,7 @@ class FakeLlamaServer:
     def __init__(self) -> None:
         self.status = 200
         self.answer: dict[str, Any] = {"object": "chat.completion"}
+        self.events: list[dict[str, Any]] = []
         self.requests: list[tuple[str, Mapping[str, str], dict[str, Any]]] = []
         self.hold = asyncio.Event()
         self.hold.set()
@@ -41,10 +43,14 @@ class FakeLlamaServer:
         if not await self._hold(reader):
             self.left += 1
             return False
-        content = json.dumps(self.answer).encode()
+        content, kind = json.dumps(self.answer).encode(), b"application/json"
+        if self.events and self.requests[-1][2].get("stream"):
+            events = [*map(json.dumps, self.events), "[DONE]"]
+            content = "".join(f"data: {event}\n\n" for event in events).encode()
+            kind = b"text/event-stream"
         writer.write(
-            b"HTTP/1.1 %d Whatever\r\nContent-Type: application/json\r\n"
-            b"Content-Length: %d\r\n\r\n%b" % (self.status, len(content), content)
+            b"HTTP/1.1 %d Whatever\r\nContent-Type: %b\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (self.status, kind, len(content), content)
         )
         await writer.drain()
         return True

@@ -215,3 +215,22 @@ def test_a_random_body_reads_as_json_does_and_changes_only_where_it_must(seed: i
     added += [] if "model" in keys else [("model", "new")]
     after = [(key, "new" if key == "model" else value) for key, value in before]
     assert pairs(body.rewritten("new", {"given": 7}).decode()) == added + after
+
+
+@pytest.mark.parametrize(
+    ("body", "members", "edited"),
+    [
+        (b"{}", {"a": True}, b'{"a": true}'),
+        (b'{ "x" : 1.0 }', {"a": True}, b'{"a": true, "x" : 1.0 }'),
+        (b'{"a" : 1.0,"x":1e400}', {"a": {"b": [None]}}, b'{"a" : {"b": [null]},"x":1e400}'),
+        (b'{"a":1}', {"a": True}, b'{"a":true}'),
+        (b'{"a":1,"x":2,"\\u0061":3}', {"a": 4}, b'{"a":4,"x":2,"\\u0061":4}'),
+        (b'{"x":{"a":1}}', {"a": 2}, b'{"a": 2,"x":{"a":1}}'),
+        (b'{"a":"\\ud800"}', {"a": "\ud800"}, b'{"a":"\\ud800"}'),
+        (b'{"a":1}', {}, b'{"a":1}'),
+    ],
+)
+def test_members_are_replaced_or_added_and_nothing_else(
+    body: bytes, members: dict[str, Any], edited: bytes
+) -> None:
+    assert RequestBody.parse(body).with_members(members) == edited

@@ -1,0 +1,114 @@
+"""Which plain requests are asked for as streams."""
+
+import json
+from typing import Any
+
+import pytest
+
+from rolemesh.agent.streaming import SHORT_ANSWER_TOKENS, streamed
+from rolemesh.relay.edit import RequestBody
+
+CHAT, TEXT, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+ASKED = {"stream": True, "stream_options": {"include_usage": True}, "return_progress": True}
+USER = {"role": "user", "content": "hi"}
+BEGUN = {"role": "assistant", "content": "Well, "}
+
+
+def streamed_tree(path: str = CHAT, **body: Any) -> Any:
+    """Return what is sent upstream as a stream, None when the request passes as it is."""
+    sent = streamed(path, RequestBody.parse(json.dumps(body).encode()))
+    return None if sent is None else json.loads(sent)
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"stream": False},
+        {"stream": None},
+        {"max_tokens": SHORT_ANSWER_TOKENS + 1},
+        {"max_tokens": -1},
+        {"max_tokens": None},
+        {"max_tokens": 1.0},
+        {"max_tokens": "1"},
+        {"max_tokens": 1, "n_predict": 1000},
+        {"max_completion_tokens": 1000},
+        {"n_predict": -2},
+        {"logprobs": False, "n_probs": None, "verbose": False},
+        {"stream_options": 5},
+        {"return_progress": True},
+        {"return_progress": False, "echo": None},
+        {"n": 4},
+    ],
+)
+def test_an_answer_that_may_be_long_is_asked_for_as_a_stream(
+    path: str, body: dict[str, Any]
+) -> None:
+    assert streamed_tree(path, **body) == {**body, **ASKED}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"max_tokens": SHORT_ANSWER_TOKENS},
+        {"max_tokens": 0},
+        {"max_completion_tokens": 1},
+        {"n_predict": 1, "max_tokens": 2, "max_completion_tokens": 3},
+        {"n_predict": 1, "max_tokens": None},
+        {"stream": True},
+        {"stream": 0},
+        {"stream": "no"},
+        {"logprobs": True, "top_logprobs": 2},
+        {"logprobs": 2},
+        {"logprobs": 0},
+        {"n_probs": 3},
+        {"verbose": True},
+        {"return_progress": 1},
+        {"echo": "yes"},
+    ],
+)
+def test_what_is_short_or_would_be_another_answer_is_asked_for_as_it_is(
+    body: dict[str, Any],
+) -> None:
+    assert streamed_tree(CHAT, **body) is None
+    assert streamed_tree(TEXT, **body) is None
+
+
+def test_only_completions_are_streamed() -> None:
+    assert streamed_tree(EMBEDDINGS, input="x") is None
+
+
+def test_the_clients_own_options_stay() -> None:
+    options = {"include_usage": False, "new": 1}
+    sent = streamed_tree(stream_options=options)
+    assert sent["stream_options"] == {"include_usage": True, "new": 1}
+
+
+@pytest.mark.parametrize(
+    ("messages", "repeats"),
+    [
+        ([USER, BEGUN], True),
+        ([BEGUN], True),
+        ([USER], False),
+        ([BEGUN, USER], False),
+        ([], False),
+        ("hi", False),
+        ([USER, "hi"], False),
+    ],
+)
+def test_an_answer_that_the_client_began_is_asked_for_with_its_beginning(
+    messages: Any, repeats: bool
+) -> None:
+    sent = streamed_tree(messages=messages, echo=False)
+    assert sent["echo"] is repeats
+    assert ("echo" in streamed_tree(messages=messages)) is repeats
+
+
+def test_everything_else_is_sent_byte_for_byte() -> None:
+    body = b'{ "stream" : false, "temperature":1.0, "k\\u0065y": [ 1e400 ] }'
+    sent = streamed(CHAT, RequestBody.parse(body))
+    assert sent == (
+        b'{"stream_options": {"include_usage": true}, "return_progress": true,'
+        b' "stream" : true, "temperature":1.0, "k\\u0065y": [ 1e400 ] }'
+    )
