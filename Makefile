@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test packages fix venv clean
+.PHONY: help demo check test bench packages fix venv clean
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -24,6 +24,10 @@ check: $(VENV)/.has-test  ## The quick part: format, lint, types, layers, unit a
 
 test: $(VENV)/.has-test  ## Every test (ARGS='-k name' and the like go to pytest)
 	$(PYTEST) $(ARGS)
+
+bench: $(VENV)/.has-test  ## RoleMesh beside nginx and vllm-router: one run, one table (ARGS='--help')
+	@tests/bench/prepare.sh
+	$(BIN)/python -m tests.bench $(ARGS)
 
 packages:  ## Debian packages of this checkout, in dist/
 	packaging/build.sh

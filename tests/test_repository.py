@@ -16,7 +16,7 @@ import rolemesh
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "rolemesh").rglob("*.py"))
-LAB = sorted((ROOT / "tests" / "lab").rglob("*.py"))
+LAB = sorted(path for name in ("lab", "bench") for path in (ROOT / "tests" / name).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 
 MODULE_LINES = 350
@@ -87,7 +87,7 @@ def source_of(test: Path) -> Path:
     """Return the module that a test file is about, by its place and name."""
     name = test.name.removeprefix("test_")
     folder = test.relative_to(ROOT / "tests").parent
-    if folder.parts[:1] == ("lab",):
+    if folder.parts[:1] in {("lab",), ("bench",)}:
         return test.with_name(name)
     return ROOT / "rolemesh" / folder / name
 
@@ -163,7 +163,7 @@ def test_nothing_is_left_to_do_in_any_file() -> None:
 
 
 def test_shell_scripts_can_be_run() -> None:
-    scripts = [*ROOT.glob(".ci/*"), *ROOT.glob("tests/lab/*.sh")]
+    scripts = [*ROOT.glob(".ci/*"), *ROOT.glob("tests/*/*.sh")]
     assert scripts
     for script in scripts:
         assert os.access(script, os.X_OK), relative(script)
