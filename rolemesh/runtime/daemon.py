@@ -10,6 +10,7 @@ from typing import Final
 
 from rolemesh.errors import ConfigError, RoleMeshError
 from rolemesh.runtime.log import fields, log_problem, setup_logging, stderr_is_journal
+from rolemesh.runtime.memory import keep_freed_memory, set_aside_what_is_there
 from rolemesh.runtime.notify import Notifier, watchdog_interval_s
 from rolemesh.runtime.operator_events import OperatorEvent
 from rolemesh.runtime.tasks import TaskScope
@@ -21,6 +22,9 @@ EXIT_FAILURE: Final = 1
 EXIT_CONFIG: Final = 78
 """EX_CONFIG of sysexits.h; the units do not restart on it."""
 
+
+SETTLED_S: Final = 5.0
+"""After so long what there is in memory is what there will be, but for requests."""
 
 SAME_WISH_S: Final = 0.5
 """How long after a first SIGTERM or SIGINT another one adds nothing."""
@@ -128,6 +132,7 @@ def run_daemon(main: Callable[[Lifecycle], Awaitable[None]]) -> int:
     Whatever makes a start fail is said in one record and in STATUS; READY is not sent.
     """
     setup_logging()
+    keep_freed_memory()
     notifier = Notifier()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -141,10 +146,15 @@ def run_daemon(main: Callable[[Lifecycle], Awaitable[None]]) -> int:
 
 async def _supervised(main: Callable[[Lifecycle], Awaitable[None]], lifecycle: Lifecycle) -> None:
     with lifecycle.handle_signals():
+        asyncio.get_running_loop().call_later(SETTLED_S, set_aside_what_is_there)
         try:
             await main(lifecycle)
-        except* RoleMeshError as group:
-            raise _first(group) from group
+        except BaseExceptionGroup as group:
+            # Not except*: Python 3.11.2 makes a group of what is raised in one.
+            ours, others = group.split(RoleMeshError)
+            if ours is None or others is not None:
+                raise
+            raise _first(ours) from group
 
 
 def _first(group: BaseExceptionGroup[RoleMeshError]) -> RoleMeshError:
