@@ -1,12 +1,12 @@
 """Where an upstream listens: a TCP port or a UNIX socket, with the path prefix to keep."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamAddress:
-    """One place to connect to; `authority` is what the Host header says.
+    """One place to connect to; `authority` is what the Host header says, `name` what people read.
 
     Exactly one of `socket_path` and (`host`, `port`) is used: `socket_path` when it is not empty.
     """
@@ -16,6 +16,12 @@ class UpstreamAddress:
     socket_path: str = ""
     prefix: str = ""
     authority: str
+    name: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        tcp = f"http://{self.authority}{self.prefix}"
+        name = f"unix:{self.socket_path}" if self.socket_path else tcp
+        object.__setattr__(self, "name", name)
 
     @classmethod
     def unix(cls, socket_path: str) -> "UpstreamAddress":
@@ -40,8 +46,4 @@ class UpstreamAddress:
         )
 
     def __str__(self) -> str:
-        return (
-            f"unix:{self.socket_path}"
-            if self.socket_path
-            else f"http://{self.authority}{self.prefix}"
-        )
+        return self.name

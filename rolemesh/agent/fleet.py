@@ -127,11 +127,22 @@ class Fleet:
         failed. All who wait for a model join one load.
         """
         await self._until_ready(model_id, wait_s)
-        ready = [managed for managed in self._managed.values() if managed.serves(model_id)]
-        free = [managed for managed in ready if managed.slots.fits(cost)]
-        if not free:
+        lease = self.lease_now(model_id, cost=cost)
+        assert lease is not None
+        return lease
+
+    def lease_now(self, model_id: ModelId, *, cost: int) -> Lease | None:
+        """Do as `lease` does if the model is ready; None if it has to be waited for."""
+        chosen, is_ready = None, False
+        for managed in self._managed.values():
+            if managed.serves(model_id):
+                is_ready = True
+                if managed.slots.fits(cost) and (chosen is None or managed.is_freer_than(chosen)):
+                    chosen = managed
+        if not is_ready:
+            return None
+        if chosen is None:
             raise refusals.slots_busy(model_id)
-        chosen = max(free, key=lambda managed: managed.slots.total - managed.slots.held)
         chosen.last_used = self._clock()
         lease = chosen.slots.lease(
             chosen.desired.name, model_id, cost, lambda: self._request_ended(chosen)
@@ -275,13 +286,14 @@ class Fleet:
         """Give waiting models their chance at what just changed, first come first, then tell all."""
         if self._settling:
             return
-        self._settling = True
-        try:
-            for model_id in self._waiting.models():
-                if self._may_seek(model_id):
-                    self._seek_instance(model_id)
-        finally:
-            self._settling = False
+        if self._waiting.counts:
+            self._settling = True
+            try:
+                for model_id in self._waiting.models():
+                    if self._may_seek(model_id):
+                        self._seek_instance(model_id)
+            finally:
+                self._settling = False
         self._waiting.wake()
         self._tell_listeners()
 

@@ -2,8 +2,7 @@
 
 import asyncio
 import contextlib
-import logging
-from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 from math import inf, nan
 from typing import Final
@@ -15,19 +14,22 @@ from rolemesh.agent.instance_files import InstanceFiles
 from rolemesh.agent.slots import Lease
 from rolemesh.agent.streaming import streamed
 from rolemesh.config.settings import Timeouts
-from rolemesh.errors import BadRequest, ConnectFailed, RoleMeshError
+from rolemesh.errors import BadRequest, ConnectFailed, UpstreamBroke
 from rolemesh.names import InstanceName, ModelId, NodeId
+from rolemesh.relay.attempt import attempt, request_head
 from rolemesh.relay.client import ClientStream, InboundRequest
-from rolemesh.relay.collect import collect
+from rolemesh.relay.collect import Collection
 from rolemesh.relay.edit import RequestBody
-from rolemesh.relay.exchange import Bounds, Outbound, Refused, attempt
+from rolemesh.relay.exchange import Ended, Exchange
 from rolemesh.relay.headers import encode_fields
+from rolemesh.relay.job import Job
+from rolemesh.relay.members import Buffer
 from rolemesh.relay.paths import INFERENCE_PATHS
-from rolemesh.relay.replies import CLIENT_CLOSED_REQUEST, Fields, Reply, status_of
+from rolemesh.relay.replies import Reply
 from rolemesh.relay.upstream import UpstreamPool
-from rolemesh.runtime.log import fields, quoted
-
-logger = logging.getLogger(__name__)
+from rolemesh.runtime.keys import ANYONE, Principal
+from rolemesh.runtime.log import quoted
+from rolemesh.runtime.request_log import Labels, RequestLog, labels
 
 BOUNDS: Final = Timeouts()
 """What bounds direct clients. A gateway brings its own and leaves when they are over."""
@@ -38,23 +40,8 @@ CRASH_NOTICE_S: Final = 2.0
 LOAD_WAIT_FIELD: Final = "x-rolemesh-load-wait"
 
 
-@dataclass(slots=True, kw_only=True)
-class _Record:
-    """What is known of one request, and logged at its end."""
-
-    client: str = "-"
-    by_gateway: bool = False
-    model_id: ModelId | None = None
-    instance: InstanceName | None = None
-    ready_at: float | None = None
-    first_byte_at: float | None = None
-    status: int = 500
-    phase: str = "done"
-    reason: str | None = None
-
-
 class Inference:
-    """Answers inference requests with the instances of this node."""
+    """What every inference request of the node uses; calling it makes the job of one."""
 
     def __init__(
         self,
@@ -66,161 +53,202 @@ class Inference:
         access: AgentAccess,
         bounds: Timeouts = BOUNDS,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._node_id = node_id
-        self._fleet = fleet
+        self.clock = asyncio.get_running_loop().time
+        self.node_id = node_id
+        self.fleet = fleet
+        self.pool = pool
+        self.access = access
+        self.log = RequestLog("rolemesh.agent.inference")
+        self.bounds_of_clients = bounds
+        self.bounds_of_gateways = Timeouts(
+            connect_s=bounds.connect_s, first_byte_s=inf, idle_s=inf, total_s=inf
+        )
         self._files = files
-        self._pool = pool
-        self._access = access
-        self._bounds = bounds
+        self._addresses: dict[InstanceName, UpstreamAddress] = {}
 
-    async def handle(self, request: InboundRequest, client: ClientStream) -> None:
-        """Answer one request, or raise what the client is to be told."""
-        record = _Record()
-        try:
-            await self._answer(request, client, record)
-            record.status = client.status
-        except RoleMeshError as err:
-            record.status, record.reason = status_of(err), str(err)
-            record.phase = _phase(record, client)
-            raise
-        except asyncio.CancelledError:
-            record.status = CLIENT_CLOSED_REQUEST if client.client_gone else 503
-            record.phase = _phase(record, client)
-            raise
-        finally:
-            self._log(request, record)
+    def __call__(self, request: InboundRequest, client: ClientStream) -> "InferenceJob":
+        """Return the job of a request."""
+        return InferenceJob(self, request, client)
 
-    async def _answer(self, request: InboundRequest, client: ClientStream, record: _Record) -> None:
-        principal = self._access.identify(request.peer, request.field)
-        record.client = principal.name
-        record.by_gateway = self._access.is_gateway(principal)
+    def address(self, instance: InstanceName) -> UpstreamAddress:
+        """Return where an instance listens."""
+        address = self._addresses.get(instance)
+        if address is None:
+            address = UpstreamAddress.unix(str(self._files.socket(instance)))
+            self._addresses[instance] = address
+        return address
+
+
+class InferenceJob(Job):
+    """One inference request."""
+
+    _principal: Principal = ANYONE
+    _model_id: ModelId | None = None
+    _instance: InstanceName | None = None
+    _lease: Lease | None = None
+    _ready_at: float | None = None
+    _first_byte_at = 0.0
+    _as_stream: bytes | None = None
+    _is_failure = False
+
+    def __init__(self, node: Inference, request: InboundRequest, client: ClientStream) -> None:
+        super().__init__(request, client)
+        self._node = node
+
+    # -- the first attempt, without waiting ------------------------------------------------
+
+    def start(self) -> Exchange | None:
+        """Find out who asks for what, and begin the first attempt if nothing is in its way."""
+        node, request = self._node, self.request
+        access = node.access
+        principal = self._principal = access.identify(request.peer, request.fields.get)
         body = RequestBody.parse(request.body)
-        record.model_id = model_id = _named_model(body)
-        self._access.check_model(principal, model_id)
-        path = INFERENCE_PATHS[request.path]
-        cost = body.slots(path.prompts_key)
-        as_stream = streamed(path.upstream_path, body)
-        wait_s = _load_wait_s(request)
+        model_id = self._model_id = _named_model(body)
+        access.check_model(principal, model_id)
+        self._path = INFERENCE_PATHS[request.path]
+        self._cost = body.slots(self._path.prompts_key)
+        self._as_stream = streamed(self._path.upstream_path, body)
+        self._wait_s = _load_wait_s(request.fields.get(LOAD_WAIT_FIELD))
+        by_gateway = access.is_gateway(principal)
+        self._bounds = node.bounds_of_gateways if by_gateway else node.bounds_of_clients
+        lease = node.fleet.lease_now(model_id, cost=self._cost)
+        if lease is None:
+            return None
+        connection = node.pool.take_idle(node.address(lease.instance))
+        if connection is None:
+            lease.release()
+            return None
+        self._hold(lease)
+        exchange = self._kind(
+            node.pool,
+            connection,
+            self.client,
+            timeouts=self._bounds,
+            deadline=self._deadline(),
+            added=_reply_lines(node.node_id, lease.instance, model_id),
+            on_over=self.exchange_over,
+        )
+        exchange.begin(*self._outbound(connection.address))
+        return exchange
+
+    def take(self, exchange: Exchange, ended: Ended) -> bool:
+        """Take what came of the first attempt."""
+        self.leave()
+        if exchange.found_dead and isinstance(ended, UpstreamBroke):
+            return False
+        return self._settle(ended, exchange.first_byte_at)
+
+    def leave(self) -> None:
+        """Give back the slots of the attempt under way."""
+        if self._lease is not None:
+            self._lease.release()
+
+    def _hold(self, lease: Lease) -> None:
+        self._lease = lease
+        self._instance = lease.instance
+        self._ready_at = self._node.clock()
+
+    # -- with all the waiting it takes -----------------------------------------------------
+
+    async def go_on(self) -> None:
+        """Lease, load and wait as often as it takes until the client is answered."""
+        node, model_id = self._node, self._model_id
+        assert model_id is not None
         give_up_at = inf
         while True:
-            lease = await self._fleet.lease(model_id, cost=cost, wait_s=wait_s)
+            lease = await node.fleet.lease(model_id, cost=self._cost, wait_s=self._wait_s)
             with lease:
-                record.instance = lease.instance
-                record.ready_at = now = self._loop.time()
-                try:
-                    if as_stream is None:
-                        await self._relay(request, client, lease, record)
-                    else:
-                        await self._assemble(request, as_stream, client, lease, record)
-                except ConnectFailed:
-                    give_up_at = min(give_up_at, now + CRASH_NOTICE_S)
-                    if now >= give_up_at:
-                        raise
-                else:
-                    return
+                self._hold(lease)
+                now = node.clock()
+                ended, first_byte_at = await self._attempt(lease)
+            if not isinstance(ended, ConnectFailed):
+                self._settle(ended, first_byte_at)
+                return
+            give_up_at = min(give_up_at, now + CRASH_NOTICE_S)
+            if now >= give_up_at:
+                raise ended
             # The llama-server is gone and the fleet is about to learn it. Nothing was sent: the
             # request then waits for the restart like any other.
             with contextlib.suppress(TimeoutError):
-                await self._fleet.until_change(CRASH_NOTICE_S)
+                await node.fleet.until_change(CRASH_NOTICE_S)
 
-    async def _relay(
-        self, request: InboundRequest, client: ClientStream, lease: Lease, record: _Record
-    ) -> None:
-        reply_fields = self._reply_fields(lease)
-        result = await attempt(
-            self._pool,
-            self._address(lease),
-            _outbound(request, request.body),
-            client,
-            bounds=self._bounds_of(request, by_gateway=record.by_gateway),
-            reply_fields=lambda: reply_fields,
-        )
-        if isinstance(result, Refused):
-            self._send(result.reply, client, lease, record)
-        else:
-            record.first_byte_at = result.first_byte_at
-
-    async def _assemble(
-        self,
-        request: InboundRequest,
-        as_stream: bytes,
-        client: ClientStream,
-        lease: Lease,
-        record: _Record,
-    ) -> None:
-        """Answer a plain request with what llama-server streams."""
-        collected = await collect(
-            self._pool,
-            self._address(lease),
-            _outbound(request, as_stream),
-            bounds=self._bounds_of(request, by_gateway=record.by_gateway),
-        )
-        record.first_byte_at = collected.first_byte_at
-        self._send(collected.reply, client, lease, record)
-
-    def _send(self, reply: Reply, client: ClientStream, lease: Lease, record: _Record) -> None:
-        if reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            record.reason = "llama-server's own answer"
-        all_fields = (*reply.fields, *self._reply_fields(lease))
-        client.send(Reply(status=reply.status, body=reply.body, fields=all_fields))
-
-    def _address(self, lease: Lease) -> UpstreamAddress:
-        return UpstreamAddress.unix(str(self._files.socket(lease.instance)))
-
-    def _bounds_of(self, request: InboundRequest, *, by_gateway: bool) -> Bounds:
-        bounds = self._bounds
-        if by_gateway:
-            return Bounds(connect_s=bounds.connect_s, first_byte_s=inf, idle_s=inf, deadline=inf)
-        return Bounds(
-            connect_s=bounds.connect_s,
-            first_byte_s=bounds.first_byte_s,
-            idle_s=bounds.idle_s,
-            deadline=request.received_at + bounds.total_s,
+    async def _attempt(self, lease: Lease) -> tuple[Ended, float]:
+        node = self._node
+        address = node.address(lease.instance)
+        return await attempt(
+            node.pool,
+            address,
+            self.client,
+            self._outbound(address),
+            timeouts=self._bounds,
+            deadline=self._deadline(),
+            added=_reply_lines(node.node_id, lease.instance, lease.model_id),
+            kind=self._kind,
         )
 
-    def _reply_fields(self, lease: Lease) -> Fields:
-        return (
-            ("X-RoleMesh-Node", self._node_id),
-            ("X-RoleMesh-Instance", lease.instance),
-            ("X-RoleMesh-Model", lease.model_id),
-        )
+    # --------------------------------------------------------------------------------------
 
-    def _log(self, request: InboundRequest, record: _Record) -> None:
-        def since_ms(moment: float | None) -> float | None:
-            return None if moment is None else (moment - request.received_at) * 1000
+    def _settle(self, ended: Ended, first_byte_at: float) -> bool:
+        """Take the end of an attempt; raises what the client is to be told."""
+        self._first_byte_at = first_byte_at
+        if isinstance(ended, Reply):
+            self._is_failure = ended.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+            node, instance = self._node.node_id, self._instance
+            assert instance is not None
+            added = _reply_fields(node, instance, self._model_id or ModelId(""))
+            self.client.send(
+                Reply(status=ended.status, body=ended.body, fields=(*ended.fields, *added))
+            )
+        elif ended is not None:
+            raise ended
+        return True
 
-        total_ms = (self._loop.time() - request.received_at) * 1000
-        logger.info(
-            "%s%s: %d in %.0f ms",
-            quoted(record.model_id) if record.model_id else request.path,
-            f" on {record.instance}" if record.instance else "",
-            record.status,
-            total_ms,
-            extra=fields(
-                request_id=request.request_id,
-                status=record.status,
-                client=record.client,
-                path=request.path,
-                phase=record.phase,
-                node=self._node_id,
-                model_id=record.model_id,
-                instance=record.instance,
-                queue_ms=since_ms(record.ready_at),
-                first_byte_ms=since_ms(record.first_byte_at),
-                total_ms=total_ms,
-                reason=record.reason,
+    def _outbound(self, address: UpstreamAddress) -> tuple[bytes, Buffer]:
+        request = self.request
+        body = request.body if self._as_stream is None else self._as_stream
+        lines = _request_lines(request.fields.get("accept") or "*/*")
+        head = request_head(address, self._path.upstream_path, lines, request.request_id, body)
+        return head, body
+
+    @property
+    def _kind(self) -> type[Exchange]:
+        return Exchange if self._as_stream is None else Collection
+
+    def _deadline(self) -> float:
+        return self.request.received_at + self._bounds.total_s
+
+    # -- its record ------------------------------------------------------------------------
+
+    def phase(self) -> str:
+        """Return how far the request came that did not come to its end."""
+        if self._model_id is None:
+            return "accept"
+        if self.client.started:
+            return "stream"
+        return "queue" if self._instance is None else "upstream"
+
+    def record(self, status: int, phase: str, reason: str | None) -> None:
+        """Write the one record of the request."""
+        request, received_at = self.request, self.request.received_at
+        ready_at, first_byte_at = self._ready_at, self._first_byte_at
+        if self._is_failure:
+            reason = "llama-server's own answer"
+        self._node.log.write(
+            _labels(
+                self._principal.name,
+                request.path,
+                self._node.node_id,
+                self._model_id,
+                self._instance,
             ),
+            request.request_id,
+            status,
+            phase,
+            total_ms=(self._node.clock() - received_at) * 1000,
+            queue_ms=(ready_at - received_at) * 1000 if ready_at is not None else None,
+            first_byte_ms=(first_byte_at - received_at) * 1000 if first_byte_at else None,
+            reason=reason,
         )
-
-
-def _phase(record: _Record, client: ClientStream) -> str:
-    """Return how far a request came that did not come to its end."""
-    if record.model_id is None:
-        return "accept"
-    if client.started:
-        return "stream"
-    return "queue" if record.instance is None else "upstream"
 
 
 def _named_model(body: RequestBody) -> ModelId:
@@ -230,9 +258,9 @@ def _named_model(body: RequestBody) -> ModelId:
     return ModelId(body.model)
 
 
-def _load_wait_s(request: InboundRequest) -> float:
+@lru_cache(maxsize=256)
+def _load_wait_s(text: str | None) -> float:
     """Return how long the request may wait for its model, as the gateway says, but not for ever."""
-    text = request.field(LOAD_WAIT_FIELD)
     if text is None:
         return BOUNDS.load_wait_s
     try:
@@ -245,11 +273,37 @@ def _load_wait_s(request: InboundRequest) -> float:
     return min(wait_s, BOUNDS.total_s)
 
 
-def _outbound(request: InboundRequest, body: bytes) -> Outbound:
-    lines: Fields = (
-        ("Content-Type", "application/json"),
-        ("X-Request-Id", request.request_id),
-        ("Accept", request.field("accept") or "*/*"),
+@lru_cache(maxsize=256)
+def _request_lines(accept: str) -> bytes:
+    return encode_fields((("Content-Type", "application/json"), ("Accept", accept)))
+
+
+def _reply_fields(
+    node: NodeId, instance: InstanceName, model_id: ModelId
+) -> tuple[tuple[str, str], ...]:
+    return (
+        ("X-RoleMesh-Node", node),
+        ("X-RoleMesh-Instance", instance),
+        ("X-RoleMesh-Model", model_id),
     )
-    path = INFERENCE_PATHS[request.path].upstream_path
-    return Outbound(path=path, fields=encode_fields(lines), body=body)
+
+
+@lru_cache(maxsize=256)
+def _reply_lines(node: NodeId, instance: InstanceName, model_id: ModelId) -> bytes:
+    return encode_fields(_reply_fields(node, instance, model_id))
+
+
+@lru_cache(maxsize=1024)
+def _labels(
+    client: str, path: str, node: NodeId, model_id: ModelId | None, instance: InstanceName | None
+) -> Labels:
+    """Return what the record says besides figures: `qwen-coder on gpu0`."""
+    what = quoted(model_id) if model_id else path
+    return labels(
+        f"{what} on {instance}" if instance else what,
+        client=client,
+        path=path,
+        node=node,
+        model_id=model_id,
+        instance=instance,
+    )

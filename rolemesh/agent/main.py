@@ -163,7 +163,7 @@ class Agent:
             api.routes(), max_body_bytes=OPERATOR_BODY_BYTES
         ) as application:
             self._inbound = InboundServer(
-                handle=inference.handle,
+                make_job=inference,
                 admit=self._access.identify,
                 paths=INFERENCE_PATHS,
                 other=application,

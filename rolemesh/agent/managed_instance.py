@@ -39,6 +39,11 @@ class ManagedInstance:
         """Tell whether requests for the model can be sent there now."""
         return self.state is InstanceState.READY and self.instance.model_id == model_id
 
+    def is_freer_than(self, other: "ManagedInstance") -> bool:
+        """Tell whether more slots are free here than there."""
+        mine, theirs = self.slots, other.slots
+        return mine.total - mine.held > theirs.total - theirs.held
+
     def view(self, waiting: Mapping[ModelId, int]) -> PlacementView:
         """Return what placement sees; `waiting` counts the requests that wait, by model."""
         instance, desired = self.instance, self.desired

@@ -63,7 +63,11 @@ def _is_continued(messages: Any) -> bool:
 
 def _is_short(body: RequestBody) -> bool:
     """Tell whether the answer has at most SHORT_ANSWER_TOKENS."""
-    limits = [limit for key in _LIMITS if (limit := body.get(key)) is not None]
-    return bool(limits) and all(
-        isinstance(limit, int) and 0 <= limit <= SHORT_ANSWER_TOKENS for limit in limits
-    )
+    is_short = False
+    for key in _LIMITS:
+        limit = body.get_word(key)
+        if limit is not None:
+            if not isinstance(limit, int) or not 0 <= limit <= SHORT_ANSWER_TOKENS:
+                return False
+            is_short = True
+    return is_short

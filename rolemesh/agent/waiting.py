@@ -13,7 +13,7 @@ class Waiting:
 
     def __init__(self) -> None:
         self._counts: Counter[ModelId] = Counter()
-        self._changed = asyncio.Event()
+        self._changed: asyncio.Event | None = None
 
     @property
     def counts(self) -> Mapping[ModelId, int]:
@@ -37,10 +37,13 @@ class Waiting:
 
     async def until_change(self, deadline: float) -> None:
         """Return at the next `wake`; raises TimeoutError at `deadline`, the loop's time."""
+        if self._changed is None:
+            self._changed = asyncio.Event()
         async with asyncio.timeout_at(deadline):
             await self._changed.wait()
 
     def wake(self) -> None:
         """Wake all who wait now."""
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+        changed, self._changed = self._changed, None
+        if changed is not None:
+            changed.set()

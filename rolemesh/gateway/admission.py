@@ -6,15 +6,14 @@ Requests of one alias wait in the order they came.
 """
 
 import asyncio
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from rolemesh.config.settings import Limits
 from rolemesh.errors import QueueFull, QueueTimeout
-from rolemesh.gateway.routing_table import Candidate
-from rolemesh.gateway.selection import CandidateKey, Load
+from rolemesh.gateway.routing_table import Candidate, CandidateKey
+from rolemesh.gateway.selection import Load
 from rolemesh.names import Alias
 
 FULL_FOR_S: Final = 0.25
@@ -30,18 +29,17 @@ class Admission:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._loop = asyncio.get_running_loop()
-        self._in_flight: Counter[CandidateKey] = Counter()
+        self._in_flight: dict[CandidateKey, int] = {}
         self._full: set[CandidateKey] = set()
-        self._queues: dict[Alias, deque[asyncio.Event]] = {}
-
-    @property
-    def load(self) -> Load:
-        """Return what is under way now (a live view)."""
-        return Load(in_flight=self._in_flight, full=self._full)
+        self.queues: dict[Alias, deque[asyncio.Event]] = {}
+        """Who waits, by alias; for others only to look at."""
+        self.load = Load(in_flight=self._in_flight, full=self._full)
+        """What is under way now (a live view)."""
 
     def queued(self, alias: Alias) -> int:
         """Return how many requests wait for this alias."""
-        return len(self._queues.get(alias, ()))
+        queue = self.queues.get(alias)
+        return len(queue) if queue else 0
 
     async def choose(
         self, alias: Alias, choose: Choose, *, deadline: float, waited_s: float = 0.0
@@ -49,14 +47,14 @@ class Admission:
         """Return a candidate as soon as `choose` finds one, in the order of arrival.
 
         Raises QueueFull, or QueueTimeout at the limit or at `deadline`; the request has waited
-        `waited_s` before, and then keeps its place at the front. The caller leases the candidate before it awaits anything.
+        `waited_s` before, and then keeps its place at the front. The caller acquires the candidate before it awaits anything.
         """
-        queue = self._queues.get(alias)
+        queue = self.queues.get(alias)
         if not queue:
             candidate = choose(self.load)
             if candidate is not None:
                 return candidate
-            queue = self._queues.setdefault(alias, deque())
+            queue = self.queues.setdefault(alias, deque())
         had_its_turn = waited_s > 0.0
         if not had_its_turn and len(queue) >= self.limits.max_queue:
             msg = f"the queue for {alias} is full ({len(queue)} requests, limits.max_queue)"
@@ -78,8 +76,8 @@ class Admission:
             queue.remove(woken)
             if queue:
                 queue[0].set()
-            elif self._queues.get(alias) is queue:
-                del self._queues[alias]
+            elif self.queues.get(alias) is queue:
+                del self.queues[alias]
 
     async def _wait(
         self, queue: deque[asyncio.Event], woken: asyncio.Event, choose: Choose, *, until: float
@@ -93,17 +91,19 @@ class Admission:
                     if candidate is not None:
                         return candidate
 
-    @contextmanager
-    def lease(self, candidate: Candidate, cost: int) -> Iterator[None]:
-        """Hold `cost` slots of a candidate."""
-        self._in_flight[candidate.key] += cost
-        try:
-            yield
-        finally:
-            self._in_flight[candidate.key] -= cost
-            if self._in_flight[candidate.key] <= 0:
-                del self._in_flight[candidate.key]
-            self._full.discard(candidate.key)
+    def acquire(self, key: CandidateKey, cost: int) -> None:
+        """Hold `cost` slots of a candidate, until `release`."""
+        self._in_flight[key] = self._in_flight.get(key, 0) + cost
+
+    def release(self, key: CandidateKey, cost: int) -> None:
+        """Give back what `acquire` took."""
+        left = self._in_flight.get(key, 0) - cost
+        if left > 0:
+            self._in_flight[key] = left
+        else:
+            self._in_flight.pop(key, None)
+        self._full.discard(key)
+        if self.queues:
             self.wake()
 
     def mark_full(self, candidate: Candidate) -> None:
@@ -117,6 +117,6 @@ class Admission:
 
     def wake(self) -> None:
         """Let the head of each queue look again: a slot is free, or the table has changed."""
-        for queue in self._queues.values():
+        for queue in self.queues.values():
             if queue:
                 queue[0].set()

@@ -32,6 +32,7 @@ from rolemesh.runtime.daemon import Lifecycle, refusal_log, run_daemon
 from rolemesh.runtime.fd_store import take_passed_sockets
 from rolemesh.runtime.listeners import Listeners
 from rolemesh.runtime.log import log_warnings
+from rolemesh.runtime.request_log import RequestLog
 from rolemesh.runtime.state import StateFile, require_directory
 from rolemesh.runtime.tasks import TaskScope
 
@@ -111,6 +112,9 @@ class Gateway:
                     health=self._health,
                     pool=self._pool,
                 ),
+                admission=self._admission,
+                log=RequestLog("rolemesh.gateway.inference"),
+                clock=asyncio.get_running_loop().time,
             )
             clients = ClientApi(
                 access=self._access,
@@ -121,7 +125,7 @@ class Gateway:
             routes = gateway_routes(clients, self._node_api)
             async with open_application(routes, max_body_bytes=NODE_BODY_BYTES) as application:
                 self._inbound = InboundServer(
-                    handle=inference.handle,
+                    make_job=inference,
                     admit=self._access.identify_client,
                     paths=INFERENCE_PATHS,
                     other=application,

@@ -9,7 +9,13 @@ from typing import Any, Final
 from rolemesh.address import UpstreamAddress
 from rolemesh.config.settings import DiscoveredAlias, GatewaySettings, ProxyAlias, Timeouts
 from rolemesh.names import Alias, ModelId, NodeId, Role
+from rolemesh.relay.edit import as_members
+from rolemesh.relay.headers import encode_fields
+from rolemesh.relay.members import Members
 from rolemesh.wire import ModelReport, ModelState
+
+CandidateKey = tuple[str, str | None]
+"""What requests under way are counted by: the upstream's name and the model."""
 
 MAX_REASONS: Final = 8
 """How many candidates' reasons one message holds."""
@@ -25,12 +31,22 @@ class Warmth(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upstream:
-    """Where requests can be sent: a node, or a static upstream (`node_id` is None then)."""
+    """Where requests can be sent: a node, or a static upstream (`node_id` is None then).
+
+    `request_lines` are the header lines that every request sent there has.
+    """
 
     name: str
     address: UpstreamAddress
     node_id: NodeId | None = None
     api_key: str | None = field(default=None, repr=False)
+    request_lines: bytes = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        fields = [("Host", self.address.authority), ("Content-Type", "application/json")]
+        if self.api_key is not None:
+            fields.append(("Authorization", f"Bearer {self.api_key}"))
+        object.__setattr__(self, "request_lines", encode_fields(tuple(fields)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +55,7 @@ class Candidate:
 
     `model` is sent upstream, None leaves the client's word. `slots` bounds how much is sent there
     at once, None does not. `unusable` says why it cannot answer now, "" when it can. `preference`
-    is its place in its node's own order.
+    is its place in its node's own order. `reply_lines` are the header lines that tell who answered.
     """
 
     upstream: Upstream
@@ -48,16 +64,24 @@ class Candidate:
     slots: int | None = None
     unusable: str = ""
     preference: int = 0
+    key: CandidateKey = field(init=False, repr=False, compare=False)
+    reply_lines: bytes = field(init=False, repr=False, compare=False)
 
-    @property
-    def key(self) -> tuple[str, str | None]:
-        """Return what in-flight requests are counted by."""
-        return (self.upstream.name, self.model)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", (self.upstream.name, self.model))
+        fields = [("X-RoleMesh-Node", self.upstream.name)]
+        if self.model is not None:
+            fields.append(("X-RoleMesh-Model", " ".join(self.model.split())))
+        object.__setattr__(self, "reply_lines", encode_fields(tuple(fields)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What answers an alias; `absent` says why there is no candidate at all."""
+    """What answers an alias; `absent` says why there is no candidate at all.
+
+    `tiers` are the usable candidates: those nearest to a first token first, among them those that
+    their nodes prefer. Within a tier only the load tells them apart.
+    """
 
     alias: Alias
     role: Role | None
@@ -65,11 +89,25 @@ class Target:
     defaults: Mapping[str, Any]
     timeouts: Timeouts
     absent: str = ""
+    tiers: tuple[tuple[Candidate, ...], ...] = field(init=False, repr=False, compare=False)
+    default_members: Members = field(init=False, repr=False, compare=False)
+    load_wait_line: bytes = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        tiers: dict[tuple[int, int], list[Candidate]] = {}
+        for candidate in self.candidates:
+            if not candidate.unusable:
+                tier = (candidate.warmth, candidate.preference)
+                tiers.setdefault(tier, []).append(candidate)
+        object.__setattr__(self, "tiers", tuple(tuple(tiers[tier]) for tier in sorted(tiers)))
+        object.__setattr__(self, "default_members", as_members(self.defaults))
+        wait_s = f"{self.timeouts.load_wait_s:g}"
+        object.__setattr__(self, "load_wait_line", f"X-RoleMesh-Load-Wait: {wait_s}\r\n".encode())
 
     @property
     def usable(self) -> bool:
         """Tell whether some candidate can answer, if need be after a load."""
-        return any(not candidate.unusable for candidate in self.candidates)
+        return bool(self.tiers)
 
     @property
     def reason(self) -> str:
@@ -133,10 +171,11 @@ def build_routing_table(
             aliases.setdefault(
                 alias, DiscoveredAlias(alias=alias, role=role, timeouts=settings.timeouts)
             )
+    upstreams = {node.node_id: _node_upstream(node) for node in nodes}
     targets = {
         alias: _proxy_target(entry, health)
         if isinstance(entry, ProxyAlias)
-        else _discovered_target(entry, nodes)
+        else _discovered_target(entry, nodes, upstreams)
         for alias, entry in aliases.items()
     }
     return RoutingTable(targets=MappingProxyType(targets), default_model=settings.default_model)
@@ -164,9 +203,17 @@ def _proxy_target(entry: ProxyAlias, health: Mapping[str, Health]) -> Target:
     )
 
 
-def _discovered_target(entry: DiscoveredAlias, nodes: tuple[NodeView, ...]) -> Target:
+def _node_upstream(node: NodeView) -> Upstream:
+    return Upstream(
+        name=node.node_id, address=node.address, node_id=node.node_id, api_key=node.api_key
+    )
+
+
+def _discovered_target(
+    entry: DiscoveredAlias, nodes: tuple[NodeView, ...], upstreams: Mapping[NodeId, Upstream]
+) -> Target:
     candidates = tuple(
-        _node_candidate(node, model, preference)
+        _node_candidate(node, upstreams[node.node_id], model, preference)
         for node in nodes
         for preference, model in enumerate(node.models)
         if entry.role in model.roles
@@ -190,14 +237,14 @@ _WARMTH = {
 }
 
 
-def _node_candidate(node: NodeView, model: ModelReport, preference: int) -> Candidate:
+def _node_candidate(
+    node: NodeView, upstream: Upstream, model: ModelReport, preference: int
+) -> Candidate:
     unusable = node.unusable
     if not unusable and not model.usable:
         unusable = model.reason or model.state.value
     return Candidate(
-        upstream=Upstream(
-            name=node.node_id, address=node.address, node_id=node.node_id, api_key=node.api_key
-        ),
+        upstream=upstream,
         model=ModelId(model.model_id),
         warmth=_WARMTH[model.state],
         slots=model.slots,

@@ -1,12 +1,15 @@
-"""Which candidates of a target may take a request, in which order, and why not the others; pure."""
+"""Which candidate of a target takes a request; pure."""
 
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from typing import Final
 
-from rolemesh.gateway.routing_table import Candidate, Target
+from rolemesh.gateway.routing_table import Candidate, CandidateKey, Target
 
-CandidateKey = tuple[str, str | None]
+COMPARED: Final = 32
+"""How many candidates of a tier are compared by load. The least loaded of so many is as good as the
+least loaded of all, and does not cost more the larger the mesh is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,50 +20,37 @@ class Load:
     full: AbstractSet[CandidateKey] = frozenset()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rejected:
-    """A candidate that does not take this request, and why."""
-
-    candidate: Candidate
-    why: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Selection:
-    """`chosen` may take the request now, best first; `saturated` could once a slot is free."""
-
-    chosen: tuple[Candidate, ...]
-    saturated: tuple[Candidate, ...]
-    rejected: tuple[Rejected, ...]
-
-
-def select_candidates(
+def select_candidate(
     target: Target, load: Load, *, cost: int, failed: AbstractSet[CandidateKey], rotation: int
-) -> Selection:
-    """Order the target's candidates for one request.
+) -> Candidate | None:
+    """Return the candidate that takes the request now, None if none does.
 
     1. A candidate that cannot answer, or has failed this request already, is out.
     2. One without `cost` free slots waits; alone it takes any request, however large.
     3. Warm before loading before cold; then the node's own preference; then the least loaded;
        among equals each in turn, by `rotation`.
     """
-    chosen: list[Candidate] = []
-    saturated: list[Candidate] = []
-    rejected: list[Rejected] = []
-    for candidate in target.candidates:
-        if candidate.unusable:
-            rejected.append(Rejected(candidate=candidate, why=candidate.unusable))
-        elif candidate.key in failed:
-            rejected.append(Rejected(candidate=candidate, why="failed this request"))
-        elif _is_saturated(candidate, load, cost):
-            saturated.append(candidate)
-        else:
-            chosen.append(candidate)
-    if chosen:
-        start = rotation % len(chosen)
-        chosen = chosen[start:] + chosen[:start]
-        chosen.sort(key=lambda candidate: _rank(candidate, load))
-    return Selection(chosen=tuple(chosen), saturated=tuple(saturated), rejected=tuple(rejected))
+    in_flight = load.in_flight
+    for tier in target.tiers:
+        best, least, compared, size = None, 0.0, 0, len(tier)
+        for index in range(rotation, rotation + size):
+            candidate = tier[index % size]
+            if candidate.key in failed or _is_saturated(candidate, load, cost):
+                continue
+            used = in_flight.get(candidate.key, 0) / (candidate.slots or 1)
+            if best is None or used < least:
+                best, least = candidate, used
+            compared += 1
+            if not least or compared == COMPARED:
+                break
+        if best is not None:
+            return best
+    return None
+
+
+def may_wait(target: Target, *, failed: AbstractSet[CandidateKey]) -> bool:
+    """Tell whether some candidate would take the request with its slots free."""
+    return any(candidate.key not in failed for tier in target.tiers for candidate in tier)
 
 
 def _is_saturated(candidate: Candidate, load: Load, cost: int) -> bool:
@@ -68,8 +58,3 @@ def _is_saturated(candidate: Candidate, load: Load, cost: int) -> bool:
         return True
     used = load.in_flight.get(candidate.key, 0)
     return candidate.slots is not None and used > 0 and used + cost > candidate.slots
-
-
-def _rank(candidate: Candidate, load: Load) -> tuple[int, int, float]:
-    used = load.in_flight.get(candidate.key, 0)
-    return (candidate.warmth, candidate.preference, used / (candidate.slots or 1))

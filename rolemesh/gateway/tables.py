@@ -27,7 +27,7 @@ class RoutingTables:
 
     def target(self, alias: Alias) -> Target:
         """Return what answers an alias; raises UnknownAlias."""
-        target = self.current.targets.get(alias)
+        target = (self._current or self.current).targets.get(alias)
         if target is None:
             raise UnknownAlias(alias, tuple(self.current.targets))
         return target

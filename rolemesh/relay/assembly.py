@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
+from rolemesh.relay.members import decoded
+
 REPLY_LIMIT_BYTES: Final = 64 * 1024 * 1024
 """How much text one reply may gather, and one event may be long."""
 
@@ -111,7 +113,7 @@ class Assembly:
         if payload == b"[DONE]":
             self._done = True
             return False
-        event = json.loads(payload)
+        event = decoded(payload)
         if event is None:  # llama-server's first event when there are several choices
             return False
         event = _expect(dict, event, "event")

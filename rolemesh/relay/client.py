@@ -1,12 +1,12 @@
 """One request as read from a client, and the reply side of it."""
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from rolemesh import errors
 from rolemesh.names import RequestId
+from rolemesh.relay.members import Buffer
 from rolemesh.relay.replies import Reply, error_event, error_reply
 
 
@@ -14,19 +14,17 @@ class ReplySink(Protocol):
     """The connection, as the reply to one of its requests sees it."""
 
     gone: bool
-
-    @property
-    def is_stalled(self) -> bool:
-        """Tell whether more is written than the client has taken."""
-
-    def wants_keep_alive(self) -> bool:
-        """Tell whether the connection stays open after this reply."""
+    is_stalled: bool
+    keeps_alive: bool
 
     def write(self, data: bytes) -> None:
         """Write raw bytes to the client."""
 
     def write_reply(self, reply: Reply, request_id: RequestId) -> None:
         """Write a whole reply and go on to the next request."""
+
+    def write_last(self, data: bytes) -> None:
+        """Write the last bytes of a reply and go on to the next request."""
 
     def reply_done(self) -> None:
         """Go on to the next request, or close."""
@@ -41,21 +39,33 @@ class ReplySink(Protocol):
         """Name the transport that pauses while this client cannot take more."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class InboundRequest:
-    """One inference request as read from a client; header names are lower case."""
+    """One inference request as read from a client; header names are lower case.
 
-    path: str
-    fields: dict[bytes, bytes]
-    body: bytes
-    peer: str
-    request_id: RequestId
-    received_at: float
+    A large body is a view of what was received. Values of headers are UTF-8 with surrogate escapes. `received_at` is the loop's time. `fields` are shared between requests: not to be changed.
+    """
+
+    __slots__ = ("body", "fields", "path", "peer", "received_at", "request_id")
+
+    def __init__(  # noqa: PLR0917 - keywords would cost as much as all the rest of it
+        self,
+        path: str,
+        fields: Mapping[str, str],
+        body: Buffer,
+        peer: str,
+        request_id: RequestId,
+        received_at: float,
+    ) -> None:
+        self.path = path
+        self.fields = fields
+        self.body = body
+        self.peer = peer
+        self.request_id = request_id
+        self.received_at = received_at
 
     def field(self, name: str) -> str | None:
         """Return the value of the header `name` (lower case), None when it was not sent."""
-        value = self.fields.get(name.encode())
-        return None if value is None else value.decode("utf-8", "surrogateescape")
+        return self.fields.get(name)
 
 
 FrameEvent = Callable[[bytes], bytes | None]
@@ -64,12 +74,21 @@ FrameEvent = Callable[[bytes], bytes | None]
 class ClientStream:
     """The reply side of one request. Exactly one reply is written, in one of three ways.
 
-    `send` writes a whole reply. `begin`, `write`..., `end` relay one. `fail` reports an error:
+    `send` writes a whole reply. `begin`, `write`..., `end` relay one, as does `relay` at once. `fail` reports an error:
     as a reply before `begin`, as an event inside an SSE stream after it, and in both cases after
     `begin` the connection is closed without a proper end, so that no client takes it for whole.
     """
 
-    __slots__ = ("_connection", "_frame_event", "done", "http_minor", "request_id", "status")
+    __slots__ = (
+        "_connection",
+        "_frame_event",
+        "done",
+        "http_minor",
+        "on_begin",
+        "request_id",
+        "status",
+        "write",
+    )
 
     def __init__(self, connection: ReplySink, request_id: RequestId, minor: int) -> None:
         self._connection = connection
@@ -78,6 +97,10 @@ class ClientStream:
         self.http_minor = minor
         self.status = 0
         self.done = False
+        self.on_begin: Callable[[], None] | None = None
+        """Called when a relayed reply begins: no other attempt will be made from then on."""
+        self.write: Callable[[bytes], None] = connection.write
+        """Writes more of a relayed reply."""
 
     @property
     def started(self) -> bool:
@@ -97,7 +120,7 @@ class ClientStream:
     @property
     def keeps_alive(self) -> bool:
         """Tell whether the connection stays open after this reply, as its head has to say."""
-        return self._connection.wants_keep_alive()
+        return self._connection.keeps_alive
 
     def send(self, reply: Reply) -> None:
         """Write a whole reply."""
@@ -113,11 +136,15 @@ class ClientStream:
         """
         self.status = status
         self._frame_event = frame_event
-        self._connection.write(head_and_data)
+        self.write(head_and_data)
+        if self.on_begin is not None:
+            self.on_begin()
 
-    def write(self, data: bytes) -> None:
-        """Write more of a relayed reply."""
-        self._connection.write(data)
+    def relay(self, status: int, whole: bytes) -> None:
+        """Write a relayed reply that is there whole, head and body."""
+        self.status = status
+        self.done = True
+        self._connection.write_last(whole)
 
     def end(self) -> None:
         """Mark a relayed reply as whole."""
@@ -135,12 +162,17 @@ class ClientStream:
         frame = self._frame_event
         event = frame(error_event(error, self.request_id)) if frame is not None else None
         if event is not None:
-            self._connection.write(event)
+            self.write(event)
             self._connection.close()
         elif self.http_minor == 0:
             self._connection.reset()  # for HTTP/1.0 a close is a proper end
         else:
             self._connection.close()
+
+    def let_go(self) -> None:
+        """Let go of those who hold on to this stream; its request has ended."""
+        self.on_begin = None
+        self._frame_event = None
 
     def set_source(self, source: asyncio.Transport | None) -> None:
         """Name the transport to pause while the client reads more slowly than it sends."""

@@ -8,17 +8,20 @@ import asyncio
 import logging
 import socket
 import struct
-from collections.abc import Callable, Container
-from enum import Enum
-from typing import Final, Protocol, cast
+from math import inf
+from typing import TYPE_CHECKING, Final, cast
 
 from rolemesh import errors
-from rolemesh.config.settings import Limits
-from rolemesh.names import RequestId
-from rolemesh.relay.access import Field
+from rolemesh.names import RequestId, new_request_id
+from rolemesh.relay.acceptor import Acceptor
 from rolemesh.relay.client import ClientStream, InboundRequest
+from rolemesh.relay.members import Buffer
+from rolemesh.relay.outbox import LARGE_BYTES
 from rolemesh.relay.replies import Reply, error_reply, reply_bytes
-from rolemesh.relay.request import RequestReader, read_head
+from rolemesh.relay.request import BodyReader, Request, read_head
+
+if TYPE_CHECKING:
+    from rolemesh.relay.job import Job
 
 logger = logging.getLogger(__name__)
 
@@ -38,69 +41,46 @@ _PIPELINE_BYTES: Final = 65536
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger: on, for 0 seconds
 
 
-class Acceptor(Protocol):
-    """The server that accepted a connection (InboundServer), as the connection sees it."""
-
-    loop: asyncio.AbstractEventLoop
-    clock: Callable[[], float]
-    paths: Container[str]
-    other: Callable[[], asyncio.Protocol]
-    limits: Limits
-    draining: bool
-
-    def adopt(self, connection: "ClientConnection") -> None:
-        """Count a connection as open."""
-
-    def forget(self, connection: "ClientConnection") -> None:
-        """Count it no longer."""
-
-    def admit(self, peer: str, field: Field) -> None:
-        """Raise RequestError unless this caller may ask for inference."""
-
-    def claim_request_id(self, wanted: bytes | None) -> RequestId:
-        """Return the client's request id, or one of ours."""
-
-    def start(self, request: InboundRequest, stream: ClientStream) -> asyncio.Task[None]:
-        """Start the program's handler for a request."""
-
-
-class _State(Enum):
-    HEAD = "head"
-    BODY = "body"
-    REPLY = "reply"
-    LINGER = "linger"
-    CLOSED = "closed"
+# Where a connection stands. Not an Enum: looking up a member of one costs ten times as much.
+_HEAD: Final = "waits for a request, or for the rest of its head"
+_BODY: Final = "waits for a body"
+_REPLY: Final = "waits for the reply"
+_LINGER: Final = "was refused, and may still send"
+_CLOSED: Final = "is closed, or about to be"
 
 
 class ClientConnection(asyncio.Protocol):
     """One client connection, until it closes or is handed to aiohttp."""
 
     __slots__ = (
-        "_body_due",
+        "_body",
         "_buffer",
-        "_paused",
-        "_reader",
+        "_job",
+        "_request",
         "_served_one",
         "_server",
         "_since",
         "_source",
         "_state",
-        "_task",
-        "_timer",
         "_transport",
+        "due",
         "gone",
+        "is_stalled",
+        "keeps_alive",
         "peer",
     )
 
     def __init__(self, server: Acceptor) -> None:
         self._server = server
-        self._state = _State.HEAD
+        self._state = _HEAD
         self._buffer = b""
-        self._reader: RequestReader | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._request: Request | None = None
+        self._body: BodyReader | None = None
+        self._job: Job | None = None
         self._source: asyncio.Transport | None = None
-        self._paused = False
         self._served_one = False
+        self.is_stalled = False
+        self.keeps_alive = False
         self.gone = False
 
     # -- asyncio.Protocol ------------------------------------------------------------------
@@ -109,22 +89,22 @@ class ClientConnection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         peer = transport.get_extra_info("peername")
         self.peer: str = peer[0] if isinstance(peer, tuple) else "unix"
-        self._since = self._server.clock()
         self._server.adopt(self)
-        self._arm_timer(KEEP_ALIVE_S)
+        self._wait(KEEP_ALIVE_S)
 
     def data_received(self, data: bytes) -> None:
-        if self._state is _State.REPLY:
-            self._buffer_pipelined(data)
-        elif self._state is _State.BODY:
-            self._since = self._server.clock()
-            assert self._reader is not None
-            self._read_body(self._reader, data)
-        elif self._state is _State.HEAD:
-            if not self._buffer:
+        state = self._state
+        if state is _HEAD:
+            if self._buffer:
+                data = self._buffer + data
+            else:
                 self._since = self._server.clock()
-            self._buffer += data
-            self._read_head()
+            self._read_head(data)
+        elif state is _REPLY:
+            self._buffer_pipelined(data)
+        elif state is _BODY:
+            self.due = min(self._server.clock() + BODY_STALL_S, self._since + BODY_TOTAL_S)
+            self._read_body(data)
 
     def eof_received(self) -> bool:
         self._leave()
@@ -134,128 +114,144 @@ class ClientConnection(asyncio.Protocol):
         self._leave()
 
     def pause_writing(self) -> None:
-        self._paused = True
+        self.is_stalled = True
         if self._source is not None:
             self._source.pause_reading()
 
     def resume_writing(self) -> None:
-        self._paused = False
+        self.is_stalled = False
         if self._source is not None and not self._source.is_closing():
             self._source.resume_reading()
 
     # -- reading a request -----------------------------------------------------------------
 
-    def _read_head(self) -> None:
-        self._buffer = self._buffer.lstrip(b"\r\n")
-        if not self._buffer:
+    def _read_head(self, data: bytes) -> None:
+        self._buffer = data = data.lstrip(b"\r\n")
+        if not data:
             return
-        limits = self._server.limits
-        try:
-            head = read_head(self._buffer, limits.max_header_bytes)
-            if head is None:
-                self._timer.cancel()
-                self._arm_timer(self._since + limits.header_timeout_s - self._server.clock())
-                return
-            self._reader = reader = RequestReader(head, limits.max_body_bytes)
-            if head.method != "POST" or head.path not in self._server.paths:
-                self._hand_on(self._buffer)
-                return
-            rest = self._buffer[len(head.raw) :]
-            if reader.wants_more_than(rest):
-                # Nobody who may not ask gets us to take in a body.
-                self._server.admit(self.peer, reader.field)
-        except errors.RequestError as err:
-            self._refuse(err)
-            return
-        if reader.expects_continue and not rest:
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self._state = _State.BODY
-        self._body_due = self._server.clock() + BODY_TOTAL_S
-        self._read_body(reader, rest)
-
-    def _read_body(self, reader: RequestReader, data: bytes) -> None:
-        try:
-            self._buffer = reader.feed(data)
-        except errors.RequestError as err:
-            self._refuse(err)
-            return
-        if reader.complete:
-            self._start_request(reader)
-
-    def _start_request(self, reader: RequestReader) -> None:
-        self._state = _State.REPLY
         server = self._server
-        request = InboundRequest(
-            path=reader.head.path,
-            fields=reader.fields,
-            body=reader.body,
-            peer=self.peer,
-            request_id=server.claim_request_id(reader.fields.get(b"x-request-id")),
-            received_at=server.clock(),
+        try:
+            request = read_head(data, server.limits.max_header_bytes)
+            if request is None:
+                left_s = self._since + server.limits.header_timeout_s - server.clock()
+                self._wait(left_s)
+                return
+            self._request = request
+            head = request.head
+            if head.method != "POST" or head.path not in server.paths:
+                self._hand_on(data)
+                return
+            if request.length > server.limits.max_body_bytes:
+                raise errors.BodyTooLarge(server.limits.max_body_bytes)
+            end = request.size + request.length
+            if not head.chunked and len(data) >= end:
+                self._buffer = data[end:]
+                self.keeps_alive = head.keep_alive
+                # A large body is not copied.
+                source = data if request.length < LARGE_BYTES else memoryview(data)
+                self._start(request, source[request.size : end])
+                return
+            self._begin_body(request, data[request.size :])
+        except errors.RequestError as err:
+            self._refuse(err)
+
+    def _begin_body(self, request: Request, rest: bytes) -> None:
+        # Nobody who may not ask gets us to take in a body.
+        self._server.admit(self.peer, request.field)
+        if request.head.expects_continue and not rest:
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._body = BodyReader(request, self._server.limits.max_body_bytes)
+        self._state = _BODY
+        self._since = self._server.clock()
+        self._wait(BODY_STALL_S)
+        self._read_body(rest)
+
+    def _read_body(self, data: bytes) -> None:
+        body, request = self._body, self._request
+        assert body is not None
+        assert request is not None
+        try:
+            self._buffer = body.feed(data)
+        except errors.RequestError as err:
+            self._refuse(err)
+            return
+        if body.complete:
+            self._body = None
+            self.keeps_alive = request.head.keep_alive and not body.pipelined
+            self._start(request, body.body)
+
+    def _start(self, request: Request, body: Buffer) -> None:
+        server, head = self._server, request.head
+        self._state = _REPLY
+        if server.draining:
+            self.keeps_alive = False
+        wanted = request.wanted_id
+        request_id = new_request_id() if wanted is None else server.claim_request_id(wanted)
+        stream = ClientStream(self, request_id, head.minor)
+        inbound = InboundRequest(
+            head.path, head.fields, body, self.peer, request_id, server.clock()
         )
-        stream = ClientStream(self, request.request_id, reader.head.minor)
-        self._task = server.start(request, stream)
+        job = server.live[request_id] = server.make_job(inbound, stream)
+        job.begin(server.scope, server.ended)
+        if not stream.done:
+            self._job = job
 
     def _buffer_pipelined(self, data: bytes) -> None:
         """Keep the next request for later, as far as it is small; else close after this reply.
 
         Reading goes on in any case: without it the client's leaving would not be noticed.
         """
-        assert self._reader is not None
-        if self._reader.keep_alive:
+        if self.keeps_alive:
             self._buffer += data
         if len(self._buffer) > _PIPELINE_BYTES:
-            self._reader.keep_alive = False
+            self.keeps_alive = False
             self._buffer = b""
 
     # -- writing a reply -------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
         """Write raw bytes to the client; to one that has just left, nothing."""
-        if not self.gone and not self._transport.is_closing():
-            self._transport.write(data)
+        if self._state is not _CLOSED:
+            self._server.outbox.write(self._transport, data)
 
     def write_reply(self, reply: Reply, request_id: RequestId) -> None:
         """Write a whole reply and go on to the next request."""
-        self.write(reply_bytes(reply, request_id, keep_alive=self.wants_keep_alive()))
+        self.write_last(reply_bytes(reply, request_id, keep_alive=self.keeps_alive))
+
+    def write_last(self, data: bytes) -> None:
+        """Write the last bytes of a reply and go on to the next request, or close."""
+        if self._state is not _CLOSED:
+            self._server.outbox.write(self._transport, data)
         self.reply_done()
 
     def reply_done(self) -> None:
         """Go on to the next request, or close."""
-        self._task = None
-        self.set_source(None)
-        if self.gone or not self.wants_keep_alive():
+        self._job = None
+        if self._source is not None:
+            self.set_source(None)
+        if self.gone or not self.keeps_alive:
             self.close()
             return
-        self._reader = None
+        self._request = None
         self._served_one = True
-        self._state = _State.HEAD
-        self._since = self._server.clock()
+        self._state = _HEAD
+        self.due = self._server.clock() + KEEP_ALIVE_S  # watched over since the connection was made
         if self._buffer:
             self._server.loop.call_soon(self._next_request)
 
     def _next_request(self) -> None:
-        if self._state is _State.HEAD and self._buffer:
-            self._read_head()
-
-    @property
-    def is_stalled(self) -> bool:
-        """Tell whether more is written than the client has taken."""
-        return self._paused
+        if self._state is _HEAD and self._buffer:
+            self._since = self._server.clock()
+            self._read_head(self._buffer)
 
     def set_source(self, source: asyncio.Transport | None) -> None:
         """Name the transport that pauses while this client cannot take more."""
         before, self._source = self._source, source
-        if self._paused:
+        if self.is_stalled:
             if before is not None and not before.is_closing():
                 before.resume_reading()  # it may serve another client next
             if source is not None:
                 source.pause_reading()
-
-    def wants_keep_alive(self) -> bool:
-        """Tell whether the client keeps the connection, which the reply's head has to say."""
-        reader = self._reader
-        return reader is not None and reader.keep_alive and not self._server.draining
 
     # -- ends ------------------------------------------------------------------------------
 
@@ -266,20 +262,21 @@ class ClientConnection(asyncio.Protocol):
         (RFC 9112 section 9.6), so what it sends is taken in for a moment.
         """
         logger.info("refused a request from %s: %s", self.peer, error)
-        wanted = self._reader.fields.get(b"x-request-id") if self._reader is not None else None
+        wanted = (self._request and self._request.wanted_id) or b""
         request_id = self._server.claim_request_id(wanted)
         self.write(reply_bytes(error_reply(error, request_id), request_id, keep_alive=False))
+        self._server.outbox.flush()
         self._transport.write_eof()
-        self._reader = None
+        self._request = None
+        self._body = None
         self._buffer = b""
-        self._state = _State.LINGER
-        self._since = self._server.clock()
-        self._timer.cancel()
-        self._arm_timer(LINGER_S)
+        self._state = _LINGER
+        self._wait(LINGER_S)
 
     def _hand_on(self, data: bytes) -> None:
         """Give this connection to aiohttp, which closes it after its reply."""
-        self._forget()
+        self._server.outbox.flush()
+        self._server.forget(self)
         other = self._server.other()
         self._transport.set_protocol(other)
         other.connection_made(self._transport)
@@ -287,13 +284,15 @@ class ClientConnection(asyncio.Protocol):
 
     def close(self) -> None:
         """Close once all that was written is sent; a client that takes nothing is cut off."""
-        self._state = _State.CLOSED
-        self._since = self._server.clock()
+        self._state = _CLOSED
+        self._server.outbox.flush()
         self._transport.close()
+        if not self.gone:
+            self._wait(BODY_STALL_S)
 
     def close_if_idle(self, *, but_new: bool = False) -> None:
         """Close unless a request is under way; with `but_new`, unless the first is still to come."""
-        if self._state is _State.HEAD and not self._buffer and (self._served_one or not but_new):
+        if self._state is _HEAD and not self._buffer and (self._served_one or not but_new):
             self.close()
 
     def abort(self) -> None:
@@ -302,48 +301,35 @@ class ClientConnection(asyncio.Protocol):
 
     def reset(self) -> None:
         """Close now, and in such a way that the client sees an error."""
-        own_socket = self._transport.get_extra_info("socket")
-        own_socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        own = self._transport.get_extra_info("socket")
+        self._server.outbox.flush()
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self.abort()
 
     def _leave(self) -> None:
         """The client is gone: its request ends here."""
-        self._forget()
-        self.gone = True
-        self._state = _State.CLOSED
-        self.set_source(None)
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
-
-    def _forget(self) -> None:
-        self._timer.cancel()
         self._server.forget(self)
+        self.gone = True
+        self._state = _CLOSED
+        self.set_source(None)
+        job, self._job = self._job, None
+        if job is not None:
+            job.cancel()
 
     # -- patience --------------------------------------------------------------------------
 
-    def _arm_timer(self, delay_s: float) -> None:
-        self._timer = self._server.loop.call_later(delay_s, self._check_patience)
+    def _wait(self, seconds: float) -> None:
+        self.due = self._server.clock() + seconds
+        self._server.deadlines.add(self)
 
-    def _check_patience(self) -> None:
-        """Bound how long a client may be slow; one timer a connection, re-armed when it fires."""
-        if self._state is _State.REPLY:
-            self._since = self._server.clock()  # the reply has timeouts of its own
-        due = self._since + self._patience_s()
-        if self._state is _State.BODY:
-            due = min(due, self._body_due)
-        left = due - self._server.clock()
-        if left > 0:
-            self._arm_timer(left)
-        elif self._state in (_State.LINGER, _State.CLOSED):
+    def check_time(self, now: float) -> None:
+        """End what is too slow: a request that does not come, or a client that takes nothing."""
+        if self._state is _REPLY:
+            self.due = now + KEEP_ALIVE_S  # it has timeouts of its own
+        elif self._state in (_LINGER, _CLOSED):
+            self.due = inf
             self.abort()
-        elif self._state is _State.HEAD and not self._buffer:
+        elif self._state is _HEAD and not self._buffer:
             self.close()
-            self._arm_timer(BODY_STALL_S)
         else:
             self._refuse(errors.RequestTooSlow("the request did not arrive in time"))
-
-    def _patience_s(self) -> float:
-        if self._state is _State.HEAD:
-            return self._server.limits.header_timeout_s if self._buffer else KEEP_ALIVE_S
-        return LINGER_S if self._state is _State.LINGER else BODY_STALL_S

@@ -10,19 +10,27 @@ _ONLY_COMMENTS: Final = re.compile(rb"(?:(?::[^\r\n]*)?(?:\r\n|\n|\r))*+(?::[^\r
 
 
 class EventLines:
-    """Follows a stream piece by piece, wherever its pieces are cut."""
+    """Follows a stream piece by piece, wherever its pieces are cut.
 
-    __slots__ = ("_begun",)
+    `has_content` is set by a byte of a line that is not a comment; whoever reads it resets it.
+    """
+
+    __slots__ = ("_begun", "has_content")
 
     def __init__(self) -> None:
         self._begun = b""
+        self.has_content = False
 
-    def has_content(self, data: bytes) -> bool:
-        """Take the next bytes; tell whether some belong to a line that is not a comment."""
+    def take(self, data: bytes) -> None:
+        """Take the next bytes."""
+        if not self._begun and data[:5] == b"data:" and data[-1:] == b"\n":
+            self.has_content = True  # whole lines, as nearly always
+            return
         if not data:
-            return False
+            return
         text = self._begun + data
         # The first byte of a line tells what it is, so it stands for the part already seen.
         end = max(text.rfind(b"\n"), text.rfind(b"\r"))
         self._begun = text[end + 1 : end + 2]
-        return _ONLY_COMMENTS.fullmatch(text) is None
+        if _ONLY_COMMENTS.fullmatch(text) is None:
+            self.has_content = True

@@ -16,7 +16,7 @@ REPLY_LIMIT_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchReply:
-    """A whole reply; header names are in lower case."""
+    """A whole reply; `fields` are its lasting headers (see ResponseHead), names in lower case."""
 
     status: int
     fields: tuple[tuple[bytes, bytes], ...]
@@ -29,7 +29,8 @@ class _Collector:
     def __init__(self, upstream: str, limit_bytes: int) -> None:
         self._upstream = upstream
         self._limit_bytes = limit_bytes
-        self._reader = ResponseReader()
+        self._body = bytearray()
+        self._reader = ResponseReader(self._body.extend)
         self.done: asyncio.Future[FetchReply] = asyncio.get_running_loop().create_future()
 
     def upstream_data(self, data: bytes) -> None:
@@ -39,7 +40,7 @@ class _Collector:
         except ResponseError as err:
             self._fail(str(err))
             return
-        if len(self._reader.decoded) > self._limit_bytes:
+        if len(self._body) > self._limit_bytes:
             self._fail(f"the reply is larger than {self._limit_bytes} bytes")
         elif self._reader.complete:
             self._settle()
@@ -57,15 +58,10 @@ class _Collector:
             self._settle()
 
     def _settle(self) -> None:
-        if not self.done.done():
-            reader = self._reader
-            self.done.set_result(
-                FetchReply(
-                    status=reader.status,
-                    fields=tuple(reader.fields),
-                    body=bytes(reader.decoded),
-                )
-            )
+        head = self._reader.head
+        if not self.done.done() and head is not None:
+            reply = FetchReply(status=head.status, fields=head.fields, body=bytes(self._body))
+            self.done.set_result(reply)
 
     def _fail(self, what: str) -> None:
         if not self.done.done():

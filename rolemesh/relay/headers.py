@@ -6,7 +6,8 @@ refused.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import cache, lru_cache
 from http import HTTPStatus
 from typing import Final
 
@@ -22,8 +23,6 @@ RESPONSE_HEAD: Final = re.compile(
     rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*+)?\r\n(?:" + _FIELD + rb")*+\r\n"
 )
 """A whole response head; groups: minor version, status."""
-
-UPGRADE_FIELD: Final = re.compile(rb"\r\nupgrade:[^\r]*+(?=\r\n)", re.IGNORECASE)
 
 DROPPED_FROM_REPLY: Final = frozenset(
     {
@@ -57,6 +56,14 @@ DROPPED_FROM_REPLY: Final = frozenset(
 """Response headers of an upstream that are not passed on (lower case)."""
 
 
+def fields_of(head: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the headers of a whole head of correct syntax, names in lower case."""
+    for line in head.split(b"\r\n")[1:-2]:
+        name, _, value = line.partition(b":")
+        yield name.lower(), value.strip(b" \t")
+
+
+@cache
 def status_line(status: int) -> bytes:
     """Return the first line of a response; an unknown status gets an empty reason phrase."""
     try:
@@ -94,3 +101,15 @@ def encode_fields(fields: tuple[tuple[str, str], ...]) -> bytes:
         msg = "a header value contains a line break"
         raise ValueError(msg)
     return lines
+
+
+@lru_cache(maxsize=1024)
+def start_line(prefix: str, path: str) -> bytes:
+    """Return the first line of a request to an upstream."""
+    return f"POST {prefix}{path} HTTP/1.1\r\n".encode()
+
+
+@lru_cache(maxsize=256)
+def accept_line(accept: str) -> bytes:
+    """Return the header line that says what a client takes."""
+    return encode_fields((("Accept", accept),))

@@ -1,19 +1,21 @@
 """The client's side of the relay: accepts connections and owns the requests under way.
 
-Each request runs in a task of its own; a client that leaves, a half close included, cancels it.
+A client that leaves, a half close included, cancels its request.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Container, Coroutine
-from typing import Any, Final
+from collections.abc import Callable, Container
+from typing import Final
 
-from rolemesh import errors
 from rolemesh.config.settings import Limits
 from rolemesh.names import RequestId, new_request_id, parse_request_id
 from rolemesh.relay.access import Field
 from rolemesh.relay.client import ClientStream, InboundRequest
 from rolemesh.relay.connection import ClientConnection
+from rolemesh.relay.deadlines import Deadlines, Timed
+from rolemesh.relay.job import Job
+from rolemesh.relay.outbox import Outbox
 from rolemesh.runtime.tasks import TaskScope
 
 logger = logging.getLogger(__name__)
@@ -24,7 +26,7 @@ FIRST_REQUEST_S: Final = 1.0
 LAST_WORDS_S: Final = 1.0
 """How long clients whose requests are ended may take to read why."""
 
-Handle = Callable[[InboundRequest, ClientStream], Coroutine[Any, Any, None]]
+MakeJob = Callable[[InboundRequest, ClientStream], Job]
 
 
 class InboundServer:
@@ -38,7 +40,7 @@ class InboundServer:
     def __init__(
         self,
         *,
-        handle: Handle,
+        make_job: MakeJob,
         admit: Callable[[str, Field], object],
         paths: Container[str],
         other: Callable[[], asyncio.Protocol],
@@ -52,71 +54,51 @@ class InboundServer:
         self.limits = limits
         self.draining = False
         self.connections: set[ClientConnection] = set()
-        self._handle = handle
+        self.deadlines: Deadlines[Timed] = Deadlines(self.loop)
+        self.make_job = make_job
         self._admit = admit
-        self._scope = scope
-        self._live: dict[RequestId, asyncio.Task[None]] = {}
+        self.scope = scope
+        self.live: dict[RequestId, Job] = {}
+        self.outbox = Outbox(self.loop, self.live)
         self._quiet = asyncio.Event()
 
     def __call__(self) -> ClientConnection:
         """Return the protocol for a new connection."""
         return ClientConnection(self)
 
-    def adopt(self, connection: ClientConnection) -> None:
-        """Count a connection as open."""
-        self.connections.add(connection)
-
     def admit(self, peer: str, field: Field) -> None:
         """Raise RequestError unless this caller may ask for inference."""
         self._admit(peer, field)
 
-    def claim_request_id(self, wanted: bytes | None) -> RequestId:
+    def claim_request_id(self, wanted: bytes) -> RequestId:
         """Return the client's request id if it is sane, with a suffix while another one lives."""
-        request_id = parse_request_id(wanted.decode("latin-1")) if wanted else None
+        request_id = parse_request_id(wanted.decode("latin-1"))
         if request_id is None:
             return new_request_id()
-        if request_id in self._live:
+        if request_id in self.live:
             return RequestId(f"{request_id[:100]}.{new_request_id()[-8:]}")
         return request_id
 
-    def start(self, request: InboundRequest, stream: ClientStream) -> asyncio.Task[None]:
-        """Start the program's handler for a request."""
-        request_id = request.request_id
-        task = self._scope.start(self._serve(request, stream), name=request_id)
-        self._live[request_id] = task
-        # A task cancelled before its first step runs no line of `_serve`: not even a `finally`.
-        task.add_done_callback(lambda _: self._ended(request_id))
-        return task
+    def ended(self, request_id: RequestId) -> None:
+        """Note that a job has ended."""
+        del self.live[request_id]
+        if self.draining:
+            self._note_quiet()
 
-    def _ended(self, request_id: RequestId) -> None:
-        del self._live[request_id]
-        self._note_quiet()
+    def adopt(self, connection: ClientConnection) -> None:
+        """Count a connection as open."""
+        self.connections.add(connection)
 
     def forget(self, connection: ClientConnection) -> None:
         """Note that a connection is closed, or handed on."""
         self.connections.discard(connection)
-        self._note_quiet()
+        self.deadlines.discard(connection)
+        if self.draining:
+            self._note_quiet()
 
     def _note_quiet(self) -> None:
-        if self.draining and not self._live and not self.connections:
+        if not self.live and not self.connections:
             self._quiet.set()
-
-    async def _serve(self, request: InboundRequest, stream: ClientStream) -> None:
-        try:
-            await self._answer(request, stream)
-        except Exception:
-            logger.exception("request %s failed inside RoleMesh", request.request_id)
-            stream.fail(errors.RoleMeshError("internal error; the journal has the details"))
-
-    async def _answer(self, request: InboundRequest, stream: ClientStream) -> None:
-        try:
-            await self._handle(request, stream)
-        except errors.RoleMeshError as error:
-            stream.fail(error)
-        except asyncio.CancelledError:
-            if not stream.client_gone:
-                stream.fail(_shutting_down())
-            raise
 
     async def drain(self, timeout_s: float) -> None:
         """Close idle connections, let requests finish for `timeout_s`, then end them.
@@ -125,6 +107,8 @@ class InboundServer:
         been accepted is still answered.
         """
         self.draining = True
+        for connection in self.connections:
+            connection.keeps_alive = False
         self._close_idle(but_new=True)
         patience = self.loop.call_later(min(FIRST_REQUEST_S, timeout_s), self._close_idle)
         # Who waits for this daemon's next life waits no longer than `timeout_s`, if that is possible.
@@ -133,9 +117,9 @@ class InboundServer:
         patience.cancel()
         if quiet:
             return
-        logger.warning("%d requests did not finish in %g s", len(self._live), timeout_s)
-        for task in self._live.values():
-            task.cancel()
+        logger.warning("%d requests did not finish in %g s", len(self.live), timeout_s)
+        for job in tuple(self.live.values()):
+            job.cancel()
         await self._quiet_within(LAST_WORDS_S)
         for connection in tuple(self.connections):
             connection.abort()
@@ -151,7 +135,3 @@ class InboundServer:
                 return await self._quiet.wait()
         except TimeoutError:
             return False
-
-
-def _shutting_down() -> errors.RoleMeshError:
-    return errors.Unavailable("this daemon is stopping", reason="stopping", retry_after_s=1.0)

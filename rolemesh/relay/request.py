@@ -1,190 +1,249 @@
-"""Incremental reader of one inference request: its head, checked, and its body, bounded.
+"""Reading one inference request: its head, checked, and its body, bounded.
 
-httptools splits the head and decodes chunks; what may stand in a head, how long it may be and how
-the body is framed is decided here (RFC 9112 sections 2 to 7), because httptools 0.1.1 is lenient.
+What may stand in a head, how long it may be and how the body is framed is decided here (RFC 9112
+sections 2 to 7); httptools only decodes chunked bodies.
+
+Clients send the same head again and again, but for a length and an id. So a head is read without
+those two, and what the rest of it says is remembered.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import httptools
 
 from rolemesh.errors import BadRequest, BodyTooLarge, HeadTooLarge
-from rolemesh.relay.headers import REQUEST_HEAD, UPGRADE_FIELD
+from rolemesh.relay.headers import REQUEST_HEAD, fields_of
 
-_HEAD_END: Final = b"\r\n\r\n"
 _BARE_LINE_FEED: Final = re.compile(rb"(?<!\r)\n")
-_SINGLE_FIELDS: Final = frozenset(
-    {b"content-length", b"transfer-encoding", b"host", b"authorization", b"x-api-key"}
+_SINGLE_FIELDS: Final = frozenset({b"host", b"authorization", b"x-api-key"})
+_VARYING: Final = re.compile(
+    rb"\n([Cc]ontent-[Ll]ength|[Xx]-[Rr]equest-[Ii][Dd]):([\t\x20-\x7e\x80-\xff]*)\r(?=\n)"
 )
+"""The headers that differ between requests of one client, as clients spell them; any other spelling
+is read with the rest."""
+
+_DIGITS: Final = 15
+_REMEMBERED_HEADS: Final = 256
+_REMEMBERED_BYTES: Final = 4096
+_CHUNKED_START: Final = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
-    """A head of correct syntax; `raw` is all of it, blank line included."""
+    """A head of correct syntax without its varying headers.
+
+    `fields` are headers by lower-case name, `keep_alive` is whether the client keeps the
+    connection, `chunked` how the body is framed; else it is as long as the head says. One that has
+    no framing says of its body, among the varying headers, only its length.
+    """
 
     method: str
     path: str
     minor: int
-    raw: bytes
+    fields: Mapping[str, str]
+    keep_alive: bool
+    chunked: bool
+    expects_continue: bool
+    has_no_framing: bool
 
 
-def read_head(buffer: bytes, max_bytes: int) -> RequestHead | None:
-    """Return the head at the start of `buffer`, None while it is not whole.
+class Request:
+    """A request whose head is there.
+
+    `size` is the length of its head, `length` that of its body unless that is chunked,
+    `wanted_id` the client's X-Request-Id.
+    """
+
+    __slots__ = ("head", "length", "size", "wanted_id")
+
+    def __init__(self, head: RequestHead, size: int, length: int, wanted_id: bytes | None) -> None:
+        self.head = head
+        self.size = size
+        self.length = length
+        self.wanted_id = wanted_id
+
+    def field(self, name: str) -> str | None:
+        """Return the value of the header `name` (lower case), None when it was not sent."""
+        return self.head.fields.get(name)
+
+
+def read_head(buffer: bytes, max_bytes: int) -> Request | None:
+    """Return the request whose head is at the start of `buffer`, None while it is not whole.
 
     Raises BadRequest as soon as it can no longer become a correct one, HeadTooLarge.
     """
-    end = buffer.find(_HEAD_END) + len(_HEAD_END)
-    if end < len(_HEAD_END):
-        if len(buffer) > max_bytes:
-            raise HeadTooLarge(max_bytes)
-        if _BARE_LINE_FEED.search(buffer) or not buffer[:1].isalpha():
-            raise _malformed()
+    end = buffer.find(b"\r\n\r\n") + 4
+    if end < 4:
+        _check_begun(buffer, max_bytes)
         return None
     if end > max_bytes:
         raise HeadTooLarge(max_bytes)
-    match = REQUEST_HEAD.fullmatch(buffer, 0, end)
-    if match is None:
-        raise _malformed()
-    path = match[2].decode("ascii").partition("?")[0]
-    return RequestHead(match[1].decode("ascii"), path, int(match[3]), buffer[:end])
+    # Names, values and what stands between them, in turn.
+    pieces = _VARYING.split(buffer[:end])
+    constant = b"".join(pieces[::3])
+    head = (_remembered if len(constant) <= _REMEMBERED_BYTES else _parse)(constant)
+    length = wanted_id = None
+    for at in range(1, len(pieces), 3):
+        value = pieces[at + 1].strip(b" \t")
+        if len(pieces[at]) == 14:  # not X-Request-Id
+            if length is not None:
+                raise _repeated(b"content-length")
+            length = value
+        else:
+            wanted_id = value if wanted_id is None else b""  # two are no sane one
+    if length is not None and head.has_no_framing and length.isdigit() and len(length) <= _DIGITS:
+        return Request(head, end, int(length), wanted_id)
+    return Request(head, end, _body_length(head, length), wanted_id)
 
 
-class RequestReader:
-    """Reads one request whose head is there; `complete` once its body is.
+class BodyReader:
+    """Reads the body of a request that did not come whole with its head; bounded.
 
-    `fields` are its headers by lower-case name, `keep_alive` whether the client keeps the
-    connection. Raises from the constructor and from `feed` what the client is to be told; nothing
-    after that can be trusted to be a request.
+    `complete` once it is there; then `pipelined` tells whether bytes of another request came in the
+    same piece of a chunked body, where they cannot be told apart.
     """
 
-    __slots__ = (
-        "_chunked",
-        "_left",
-        "_max_body_bytes",
-        "_parser",
-        "_received",
-        "_repeated",
-        "complete",
-        "fields",
-        "head",
-        "keep_alive",
-    )
+    __slots__ = ("_left", "_max_bytes", "_parser", "_pieces", "_size", "complete", "pipelined")
 
-    def __init__(self, head: RequestHead, max_body_bytes: int) -> None:
-        self.head = head
-        self.fields: dict[bytes, bytes] = {}
+    def __init__(self, request: Request, max_bytes: int) -> None:
         self.complete = False
-        self._max_body_bytes = max_body_bytes
-        self._received = bytearray()
-        self._repeated = b""
-        self._chunked = False
-        self._parser = httptools.HttpRequestParser(self)
-        try:
-            # An offer to upgrade is ignored, as RFC 9110 section 7.8 permits.
-            self._parser.feed_data(UPGRADE_FIELD.sub(b"", head.raw))
-        except httptools.HttpParserError as err:
-            raise _malformed() from err
-        if self._repeated:
-            msg = f"more than one {self._repeated.decode()} header"
-            raise BadRequest(msg)
-        self.keep_alive: bool = head.minor == 1 and self._parser.should_keep_alive()
-        self._left = self._body_length()
+        self.pipelined = False
+        self._max_bytes = max_bytes
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._left = request.length
+        self._parser: httptools.HttpRequestParser | None = None
+        if request.head.chunked:
+            parser = httptools.HttpRequestParser(self)
+            parser.feed_data(_CHUNKED_START)
+            self._parser = parser
 
     @property
     def body(self) -> bytes:
         """Return the whole body."""
-        return bytes(self._received)
-
-    @property
-    def expects_continue(self) -> bool:
-        """Tell whether the client waits for `100 Continue` before it sends the body."""
-        expected = self.fields.get(b"expect", b"").lower()
-        return not self.complete and self.head.minor == 1 and expected == b"100-continue"
-
-    def field(self, name: str) -> str | None:
-        """Return the value of the header `name` (lower case), None when it was not sent."""
-        value = self.fields.get(name.encode())
-        return None if value is None else value.decode("utf-8", "surrogateescape")
-
-    def wants_more_than(self, data: bytes) -> bool:
-        """Tell whether `data`, the first of the body, is not all of it."""
-        return self._chunked or len(data) < self._left
+        return b"".join(self._pieces)
 
     def feed(self, data: bytes) -> bytes:
-        """Take body bytes; returns those that belong to the next request."""
-        if self._chunked:
+        """Take body bytes; returns those that belong to the next request.
+
+        Raises BadRequest or BodyTooLarge; nothing after that can be trusted to be a request.
+        """
+        if self._parser is not None:
             if data:  # old httptools takes b"" for the end of the connection
-                self._feed_chunks(data)
+                self._feed_chunks(self._parser, data)
             return b""
-        body, rest = data[: self._left], data[self._left :]
-        self._left -= len(body)
-        self._received += body
+        rest = b""
+        if len(data) > self._left:
+            data, rest = data[: self._left], data[self._left :]
+        self._left -= len(data)
+        self._pieces.append(data)
         self.complete = self._left == 0
         return rest
 
     # -- httptools callbacks ---------------------------------------------------------------
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Collect one header; trailers of a chunked body are dropped."""
-        if self._chunked:
-            return
-        name, value = name.lower(), value.strip(b" \t")
-        if name not in self.fields:
-            self.fields[name] = value
-        elif name in _SINGLE_FIELDS:
-            self._repeated = name
-        else:
-            self.fields[name] += b", " + value
-
     def on_message_begin(self) -> None:
         """Notice a request behind a chunked one in the same data: it will not be served."""
         if self.complete:
-            self.keep_alive = False
+            self.pipelined = True
 
     def on_body(self, data: bytes) -> None:
         """Collect one decoded piece of a chunked body."""
         if not self.complete:
-            self._received += data
+            self._pieces.append(data)
+            self._size += len(data)
 
     def on_message_complete(self) -> None:
         """Note the end of a chunked body."""
-        if self._chunked:
-            self.complete = True
+        self.complete = True
 
     # --------------------------------------------------------------------------------------
 
-    def _body_length(self) -> int:
-        """Return the body's length; 0 and `_chunked` set when it is chunked."""
-        length = self.fields.get(b"content-length")
-        coding = self.fields.get(b"transfer-encoding")
-        if coding is not None:
-            if length is not None or self.head.minor == 0 or coding.lower() != b"chunked":
-                msg = "the framing of the body is ambiguous (Content-Length, Transfer-Encoding)"
-                raise BadRequest(msg)
-            self._chunked = True
-            return 0
-        if length is not None and (not length.isdigit() or len(length) > 15):
-            msg = "Content-Length is not a number"
-            raise BadRequest(msg)
-        size = int(length or b"0")
-        if size > self._max_body_bytes:
-            raise BodyTooLarge(self._max_body_bytes)
-        self.complete = size == 0
-        return size
-
-    def _feed_chunks(self, data: bytes) -> None:
+    def _feed_chunks(self, parser: httptools.HttpRequestParser, data: bytes) -> None:
         try:
-            self._parser.feed_data(data)
+            parser.feed_data(data)
         except httptools.HttpParserError as err:
             if not self.complete:
                 msg = "the chunked body is malformed"
                 raise BadRequest(msg) from err
-            self.keep_alive = False
-        if len(self._received) > self._max_body_bytes:
-            raise BodyTooLarge(self._max_body_bytes)
+            self.pipelined = True
+        if self._size > self._max_bytes:
+            raise BodyTooLarge(self._max_bytes)
+        if self.complete:
+            self._parser = None  # it holds on to this reader
+
+
+def _check_begun(buffer: bytes, max_bytes: int) -> None:
+    if len(buffer) > max_bytes:
+        raise HeadTooLarge(max_bytes)
+    if _BARE_LINE_FEED.search(buffer) or not buffer[:1].isalpha():
+        raise _malformed()
+
+
+def _body_length(head: RequestHead, varying: bytes | None) -> int:
+    """Return the body's length, 0 when it is chunked."""
+    spelt = head.fields.get("content-length")
+    if varying is None:
+        if spelt is None:
+            return 0
+        varying = spelt.encode("utf-8", "surrogateescape")
+    elif spelt is not None:
+        raise _repeated(b"content-length")
+    if head.chunked:
+        raise _ambiguous()
+    if not varying.isdigit() or len(varying) > _DIGITS:
+        msg = "Content-Length is not a number"
+        raise BadRequest(msg)
+    return int(varying)
+
+
+def _parse(constant: bytes) -> RequestHead:
+    match = REQUEST_HEAD.fullmatch(constant)
+    if match is None:
+        raise _malformed()
+    fields: dict[bytes, bytes] = {}
+    for name, value in fields_of(constant):
+        if name not in fields:
+            fields[name] = value
+        elif name in _SINGLE_FIELDS or name in (b"content-length", b"transfer-encoding"):
+            raise _repeated(name)
+        else:
+            fields[name] += b", " + value
+    minor = int(match[3])
+    coding = fields.get(b"transfer-encoding")
+    if coding is not None and (minor == 0 or coding.lower() != b"chunked"):
+        raise _ambiguous()
+    tokens = [token.strip() for token in fields.get(b"connection", b"").lower().split(b",")]
+    return RequestHead(
+        method=match[1].decode("ascii"),
+        path=match[2].decode("ascii").partition("?")[0],
+        minor=minor,
+        fields={
+            name.decode("ascii"): value.decode("utf-8", "surrogateescape")
+            for name, value in fields.items()
+        },
+        keep_alive=minor == 1 and b"close" not in tokens,
+        chunked=coding is not None,
+        expects_continue=minor == 1 and fields.get(b"expect", b"").lower() == b"100-continue",
+        has_no_framing=coding is None and b"content-length" not in fields,
+    )
+
+
+_remembered = lru_cache(maxsize=_REMEMBERED_HEADS)(_parse)
 
 
 def _malformed() -> BadRequest:
     return BadRequest("the request head is malformed")
+
+
+def _ambiguous() -> BadRequest:
+    msg = "the framing of the body is ambiguous (Content-Length, Transfer-Encoding)"
+    return BadRequest(msg)
+
+
+def _repeated(name: bytes) -> BadRequest:
+    return BadRequest(f"more than one {name.decode()} header")

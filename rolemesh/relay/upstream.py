@@ -12,9 +12,10 @@ from typing import Final, Protocol, cast
 
 from rolemesh.address import UpstreamAddress
 from rolemesh.errors import ConnectFailed
+from rolemesh.relay.deadlines import Deadlines, Timed
+from rolemesh.relay.outbox import Outbox
 
 IDLE_LIMIT_S: Final = 4.0
-IDLE_PER_UPSTREAM: Final = 32
 
 
 class Receiver(Protocol):
@@ -49,6 +50,7 @@ class UpstreamConnection(asyncio.Protocol):
             self.receiver.upstream_data(data)
 
     def eof_received(self) -> bool:
+        self.closed = True
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -64,48 +66,42 @@ class UpstreamConnection(asyncio.Protocol):
         self.transport.abort()
 
 
-class Waiter(Protocol):
-    """What waits for the first byte of an answer."""
+class Attempt(Timed, Protocol):
+    """An exchange under way, as the pool watches over it."""
+
+    address: UpstreamAddress
+    awaits_first_byte: bool
 
     def give_up(self) -> None:
         """Stop waiting: nothing will come."""
 
 
 class UpstreamPool:
-    """Idle connections by address, last used first, and who waits for a first byte from where."""
+    """Idle connections by address, last used first, and the attempts under way."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._idle: dict[UpstreamAddress, deque[UpstreamConnection]] = {}
-        self._waiters: dict[UpstreamAddress, set[Waiter]] = {}
-
-    def wait_begins(self, address: UpstreamAddress, waiter: Waiter) -> None:
-        """Note that `waiter` waits for a first byte."""
-        self._waiters.setdefault(address, set()).add(waiter)
-
-    def wait_ends(self, address: UpstreamAddress, waiter: Waiter) -> None:
-        """Note that it does no longer; to say so twice does no harm."""
-        waiters = self._waiters.get(address)
-        if waiters is not None:
-            waiters.discard(waiter)
-            if not waiters:
-                del self._waiters[address]
+        self._idle: dict[str, deque[UpstreamConnection]] = {}  # by the name of the address
+        self.attempts: Deadlines[Attempt] = Deadlines(self._loop)
+        self.clock = self._loop.time
+        self.outbox = Outbox(self._loop, self.attempts.items)
 
     def give_up(self, address: UpstreamAddress) -> None:
         """Stop waiting for an upstream that is gone; answers that have begun go on."""
-        for connection in self._idle.pop(address, ()):
+        for connection in self._idle.pop(address.name, ()):
             connection.abort()
-        for waiter in tuple(self._waiters.get(address, ())):
-            waiter.give_up()
+        for attempt in tuple(self.attempts.items):
+            if attempt.awaits_first_byte and attempt.address == address:
+                attempt.give_up()
 
     def take_idle(self, address: UpstreamAddress) -> UpstreamConnection | None:
         """Return an idle connection that is likely alive, or None."""
-        idle = self._idle.get(address)
+        idle = self._idle.get(address.name)
         while idle:
             connection = idle.pop()
-            if connection.closed or connection.transport.is_closing():
+            if connection.closed:
                 continue
-            if self._loop.time() - connection.idle_since > IDLE_LIMIT_S:
+            if self.clock() - connection.idle_since > IDLE_LIMIT_S:
                 connection.abort()
                 continue
             connection.reused = True
@@ -135,14 +131,20 @@ class UpstreamPool:
         return made
 
     def give_back(self, connection: UpstreamConnection) -> None:
-        """Keep a connection whose exchange ended cleanly; the oldest beyond the limit goes."""
+        """Keep a connection whose exchange ended cleanly, and no longer those not needed lately.
+
+        So never more are kept than were in use at once in the last IDLE_LIMIT_S.
+        """
         connection.receiver = None
-        if connection.closed or connection.transport.is_closing():
+        if connection.closed:
             return
-        connection.idle_since = self._loop.time()
-        idle = self._idle.setdefault(connection.address, deque())
+        now = connection.idle_since = self.clock()
+        name = connection.address.name
+        idle = self._idle.get(name)
+        if idle is None:
+            idle = self._idle[name] = deque()
         idle.append(connection)
-        if len(idle) > IDLE_PER_UPSTREAM:
+        while idle and now - idle[0].idle_since > IDLE_LIMIT_S:
             idle.popleft().abort()
 
     def close(self) -> None:

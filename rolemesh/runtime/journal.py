@@ -32,6 +32,10 @@ RETRY_S: Final = 0.05
 NEXT_RETRY_S: Final = 0.001
 """While the journal takes some: its queue may be as short as ten records."""
 
+GATHER_S: Final = 0.01
+GATHER_MAX: Final = 256
+"""The records of requests are sent together: after so long, or when they are so many."""
+
 TROUBLE_S: Final = 1.0
 """How long records may wait before that is worth a word in STATUS."""
 
@@ -41,6 +45,7 @@ LAST_WORDS_S: Final = 0.2
 
 _SEND_BUFFER_BYTES: Final = 8 * 1024 * 1024
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+_GONE: Final = (errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN, errno.EPIPE)
 _NO_FIELDS: Final[Mapping[str, Any]] = {}
 _PRIORITIES: Final = (
     (logging.CRITICAL, 2),
@@ -73,20 +78,28 @@ class RecordEncoder:
     def encode(self, record: logging.LogRecord) -> bytes:
         """Return the datagram of one record."""
         attributes = record.__dict__
-        lines = [self._head(record.levelno, record.name)]
-        blobs: list[bytes] = []
         message = record.getMessage()
         if record.exc_info:
             message += "\n" + self._tracebacks.formatException(record.exc_info)
-        _add("MESSAGE", message, lines, blobs)
-        for key, value in attributes.get(FIELDS, _NO_FIELDS).items():
-            _add(_field_name(key), value_text(value), lines, blobs)
+        fields = attributes.get(FIELDS, _NO_FIELDS)
+        datagram = self.encode_message(record.levelno, record.name, message, fields)
         event = attributes.get(EVENT)
         if event is not None:
-            lines.append(f"MESSAGE_ID={event.value}\n{FIELD_PREFIX}EVENT={event.label}\n")
+            datagram += f"MESSAGE_ID={event.value}\n{FIELD_PREFIX}EVENT={event.label}\n".encode()
+        return datagram
+
+    def encode_message(
+        self, level: int, logger_name: str, message: str, fields: Mapping[str, Any]
+    ) -> bytes:
+        """Return the datagram of a message with these fields."""
+        lines = [self.head(level, logger_name)]
+        blobs: list[bytes] = []
+        _add("MESSAGE", message, lines, blobs)
+        for key, value in fields.items():
+            _add(_field_name(key), value_text(value), lines, blobs)
         return "".join(lines).encode("utf-8", "backslashreplace") + b"".join(blobs)
 
-    def _head(self, level: int, logger_name: str) -> str:
+    def head(self, level: int, logger_name: str) -> str:
         """Return what all records of one logger and level begin with; made once."""
         head = self._heads.get((level, logger_name))
         if head is None:
@@ -126,6 +139,7 @@ class JournalSender:
         self._path = os.fspath(path)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        self._is_connected = False
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
         self.lost = 0
@@ -141,6 +155,18 @@ class JournalSender:
             self.flush()
         if self._waiting or not self._try(datagram):
             self._keep(datagram)
+
+    def send_all(self, datagrams: list[bytes]) -> None:
+        """Send several, in order."""
+        sent = 0
+        if self._is_connected and not self._waiting:
+            send = self._socket.send
+            with contextlib.suppress(OSError):
+                for datagram in datagrams:
+                    send(datagram)
+                    sent += 1
+        for datagram in datagrams[sent:]:
+            self.send(datagram)
 
     def flush(self) -> bool:
         """Send of what waits as much as the journal takes; tells whether that was any."""
@@ -163,17 +189,25 @@ class JournalSender:
         self._waiting_bytes += len(datagram)
 
     def _try(self, datagram: bytes) -> bool:
-        """Send one; False asks to try again later.
-
-        By the socket's path, not over a connection: that would end with the journal's socket.
-        """
+        """Send one; False asks to try again later."""
         try:
-            self._socket.sendto(datagram, self._path)
+            if not self._is_connected:
+                self._connect()
+            self._socket.send(datagram)
         except OSError as err:
             if err.errno in (errno.EMSGSIZE, errno.ENOBUFS):
                 return self._try_as_file(datagram)
+            if err.errno in _GONE and self._is_connected:
+                # A connection ends with the journal's socket; where that was, is another one.
+                self._is_connected = False
+                return self._try(datagram)
             return False
         return True
+
+    def _connect(self) -> None:
+        """Connect: it saves looking for the socket by its name for each record."""
+        self._socket.connect(self._path)
+        self._is_connected = True
 
     def _try_as_file(self, datagram: bytes) -> bool:
         """Send what is too large for a datagram as a sealed file in memory."""
@@ -187,8 +221,8 @@ class JournalSender:
                 file.write(datagram)
                 fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
                 rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, fd.to_bytes(4, "little"))
-                self._socket.sendmsg([b""], [rights], 0, self._path)
-            except (BlockingIOError, ConnectionRefusedError, FileNotFoundError):
+                self._socket.sendmsg([b""], [rights])
+            except (BlockingIOError, ConnectionRefusedError):
                 return False
             except OSError:
                 self.lost += 1
@@ -202,6 +236,7 @@ class JournalHandler(logging.Handler):
         super().__init__()
         self._encoder = encoder
         self._sender = sender
+        self._gathered: list[tuple[str, str]] = []
         self._lost_reported = 0
         self._trouble_since = ""
         self._trouble_at = 0.0
@@ -217,6 +252,8 @@ class JournalHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send one record; never blocks, never raises."""
+        if self._gathered:
+            self._send_gathered()
         try:
             datagram = self._encoder.encode(record)
         except Exception:  # noqa: BLE001 - a record that cannot be made must not end a request
@@ -225,8 +262,33 @@ class JournalHandler(logging.Handler):
             self._sender.send(datagram)
         self._settle()
 
+    def write_lines(self, logger_name: str, lines: str) -> None:
+        """Send whole lines `NAME=value`, each of which the caller has checked, at level INFO.
+
+        Soon and many at a time, as each alone would wake the journal up. To be called on the loop.
+        """
+        gathered = self._gathered
+        gathered.append((logger_name, lines))
+        if len(gathered) == 1:
+            asyncio.get_running_loop().call_later(GATHER_S, self._send_gathered)
+        elif len(gathered) == GATHER_MAX:
+            self._send_gathered()
+
+    def _send_gathered(self) -> None:
+        with self.lock or contextlib.nullcontext():
+            gathered, self._gathered = self._gathered, []
+            head = self._encoder.head
+            self._sender.send_all(
+                [
+                    (head(logging.INFO, name) + lines).encode("utf-8", "backslashreplace")
+                    for name, lines in gathered
+                ]
+            )
+            self._settle()
+
     def close(self) -> None:
         """Give the journal a last moment to take what waits."""
+        self._send_gathered()
         end = time.monotonic() + LAST_WORDS_S
         while self._sender.waiting and time.monotonic() < end:
             time.sleep(0.01)

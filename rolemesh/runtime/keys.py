@@ -4,10 +4,14 @@ import hashlib
 import hmac
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
 
 from rolemesh.config.settings import ClientKey
 from rolemesh.errors import NotAuthenticated
 from rolemesh.names import Alias
+
+_REMEMBERED_LENGTH: Final = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,16 +50,25 @@ class KeyRing:
         """
         if not self._by_digest:
             return ANYONE
-        presented = _bearer(authorization) or x_api_key
-        if not presented:
+        is_usual = len(authorization or "") + len(x_api_key or "") <= _REMEMBERED_LENGTH
+        digest = (_remembered if is_usual else _digest)(authorization, x_api_key)
+        if digest is None:
             msg = "a key is required: send it as 'Authorization: Bearer KEY' or 'X-Api-Key: KEY'"
             raise NotAuthenticated(msg)
-        digest = digest_of(presented)
         known, principal = self._by_digest.get(digest, (b"", ANYONE))
         if not hmac.compare_digest(known, digest):
             msg = "the key is not known here"
             raise NotAuthenticated(msg)
         return principal
+
+
+def _digest(authorization: str | None, x_api_key: str | None) -> bytes | None:
+    """Return the digest of the key that a request carries, None when it carries none."""
+    presented = _bearer(authorization) or x_api_key
+    return digest_of(presented) if presented else None
+
+
+_remembered = lru_cache(maxsize=512)(_digest)
 
 
 def _bearer(authorization: str | None) -> str | None:

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ class _Formatter(logging.Formatter):
         return "\n".join(prefix + line for line in text.splitlines())
 
 
+@lru_cache(maxsize=1024)
 def quoted(value: Any) -> str:
     """Return a value as one word that cannot forge anything in a line, quoted if need be."""
     text = value_text(value)

@@ -77,7 +77,7 @@ async def open_agent(
         api = NodeApi(access=access, fleet=stage.fleet, view=stage.view, started_at=1)
         async with open_application(api.routes(), max_body_bytes=1 << 16) as application:
             inbound = InboundServer(
-                handle=inference.handle,
+                make_job=inference,
                 admit=lambda peer, field: None,
                 paths=INFERENCE_PATHS,
                 other=application,

@@ -18,7 +18,7 @@ from rolemesh.errors import ConfigError, Problem, StartError
 from rolemesh.runtime.daemon import Lifecycle, run_daemon
 from rolemesh.runtime.tasks import TaskScope
 
-WHAT = sys.argv[1]
+WHAT = sys.argv[1] if __name__ == "__main__" else ""
 
 
 def refused() -> ConfigError:

@@ -2,19 +2,22 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from aiohttp import web
 
-from rolemesh.config.settings import Limits, Listen
+from rolemesh.config.settings import Limits, Listen, Timeouts
 from rolemesh.relay.access import Field
 from rolemesh.relay.application import open_application, refuse_method, route
+from rolemesh.relay.attempt import attempt, request_head
 from rolemesh.relay.client import ClientStream, InboundRequest
-from rolemesh.relay.exchange import Bounds, Outbound, Refused, Relayed, attempt
+from rolemesh.relay.exchange import Ended, Exchange
 from rolemesh.relay.headers import encode_fields
-from rolemesh.relay.inbound import Handle, InboundServer
+from rolemesh.relay.inbound import InboundServer
+from rolemesh.relay.job import Job
 from rolemesh.relay.paths import INFERENCE_PATHS
 from rolemesh.relay.replies import Fields, Reply, json_reply
 from rolemesh.relay.serving import accepting
@@ -24,6 +27,8 @@ from rolemesh.runtime.tasks import TaskScope
 from tests.fakes.upstream import Upstream
 
 DRAIN_S = 2.0
+
+Handle = Callable[[InboundRequest, ClientStream], Coroutine[Any, Any, None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +58,7 @@ async def serving(
         open_application(all_routes, max_body_bytes=1000) as application,
     ):
         inbound = InboundServer(
-            handle=handle,
+            make_job=lambda request, client: HandlerJob(handle, request, client),
             admit=admit,
             paths=INFERENCE_PATHS,
             other=application,
@@ -72,10 +77,40 @@ async def _health(_request: web.Request) -> Reply:
 
 async def echo(request: InboundRequest, client: ClientStream) -> None:
     """Answer with what was read."""
-    body: object = request.body.decode("latin-1")
-    fields = {name.decode(): value.decode("latin-1") for name, value in request.fields.items()}
-    tree = {"path": request.path, "body": body, "fields": fields, "id": request.request_id}
+    body: object = bytes(request.body).decode("latin-1")
+    tree = {
+        "path": request.path,
+        "body": body,
+        "fields": dict(request.fields),
+        "id": request.request_id,
+    }
     client.send(Reply(status=200, body=json.dumps(tree).encode()))
+
+
+class HandlerJob(Job):
+    """A job that is a coroutine from its beginning."""
+
+    def __init__(self, handle: Handle, request: InboundRequest, client: ClientStream) -> None:
+        super().__init__(request, client)
+        self._handle = handle
+
+    def start(self) -> Exchange | None:
+        return None
+
+    def take(self, exchange: Exchange, ended: Ended) -> bool:
+        raise NotImplementedError
+
+    async def go_on(self) -> None:
+        await self._handle(self.request, self.client)
+
+    def leave(self) -> None:
+        raise NotImplementedError
+
+    def record(self, status: int, phase: str, reason: str | None) -> None:
+        pass
+
+    def phase(self) -> str:
+        return "upstream"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,33 +124,40 @@ class Relay:
     idle_s: float = 30.0
     total_s: float = 60.0
     reply_fields: Fields = ()
-    results: list[Relayed | Refused | BaseException] = field(default_factory=list)
+    results: list[Any] = field(default_factory=list)
 
     async def __call__(self, request: InboundRequest, client: ClientStream) -> None:
         try:
-            result = await self._attempt(request, client)
+            ended = await self._attempt(request, client)
         except BaseException as err:
             self.results.append(err)
             raise
-        self.results.append(result)
-        if isinstance(result, Refused):
-            client.send(result.reply)
+        self.results.append(ended)
+        if isinstance(ended, Reply):
+            client.send(ended)
+        elif ended is not None:
+            raise ended
 
-    async def _attempt(self, request: InboundRequest, client: ClientStream) -> Relayed | Refused:
-        return await attempt(
+    async def _attempt(self, request: InboundRequest, client: ClientStream) -> Ended:
+        address = self.upstream.address
+        ended, _first_byte_at = await attempt(
             self.pool,
-            self.upstream.address,
-            Outbound(
-                path=INFERENCE_PATHS[request.path].upstream_path,
-                fields=encode_fields((("Content-Type", "application/json"),)),
-                body=request.body,
-            ),
+            address,
             client,
-            bounds=Bounds(
-                connect_s=self.connect_s,
-                first_byte_s=self.first_byte_s,
-                idle_s=self.idle_s,
-                deadline=asyncio.get_running_loop().time() + self.total_s,
+            (
+                request_head(
+                    address,
+                    INFERENCE_PATHS[request.path].upstream_path,
+                    encode_fields((("Content-Type", "application/json"),)),
+                    request.request_id,
+                    request.body,
+                ),
+                request.body,
             ),
-            reply_fields=lambda: self.reply_fields,
+            timeouts=Timeouts(
+                connect_s=self.connect_s, first_byte_s=self.first_byte_s, idle_s=self.idle_s
+            ),
+            deadline=asyncio.get_running_loop().time() + self.total_s,
+            added=encode_fields(self.reply_fields),
         )
+        return ended

@@ -1,6 +1,6 @@
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -9,7 +9,7 @@ from rolemesh.errors import QueueFull, QueueTimeout, Unavailable
 from rolemesh.gateway import admission as admission_module
 from rolemesh.gateway.admission import Admission
 from rolemesh.gateway.routing_table import Candidate
-from rolemesh.gateway.selection import Load, select_candidates
+from rolemesh.gateway.selection import Load, select_candidate
 from rolemesh.names import Alias
 from rolemesh.runtime.tasks import TaskScope
 from tests.gateway.builders import candidate, target
@@ -40,11 +40,21 @@ class Waiters:
         async def obtain() -> ExitStack:
             chosen = await choose(self.admission, alias, only, cost=cost)
             held = ExitStack()
-            held.enter_context(self.admission.lease(chosen, cost))
+            held.enter_context(lease(self.admission, chosen, cost))
             self.served.append(name)
             return held
 
         return self.scope.start(obtain(), name=name)
+
+
+@contextmanager
+def lease(admission: Admission, candidate: Candidate, cost: int) -> Iterator[None]:
+    """Hold slots for the length of the block."""
+    admission.acquire(candidate.key, cost)
+    try:
+        yield
+    finally:
+        admission.release(candidate.key, cost)
 
 
 async def choose(
@@ -57,8 +67,7 @@ async def choose(
     waited_s: float = 0.0,
 ) -> Candidate:
     def pick(load: Load) -> Candidate | None:
-        selection = select_candidates(target(only), load, cost=cost, failed=frozenset(), rotation=0)
-        return selection.chosen[0] if selection.chosen else None
+        return select_candidate(target(only), load, cost=cost, failed=frozenset(), rotation=0)
 
     deadline = asyncio.get_running_loop().time() + within_s
     return await admission.choose(alias, pick, deadline=deadline, waited_s=waited_s)
@@ -72,7 +81,7 @@ async def test_a_free_slot_is_given_at_once() -> None:
 
 async def test_leases_are_counted_by_cost_and_forgotten_when_over() -> None:
     admission = Admission(Limits())
-    with admission.lease(BOX, 2), admission.lease(BOX, 3):
+    with lease(admission, BOX, 2), lease(admission, BOX, 3):
         assert admission.load.in_flight == {BOX.key: 5}
     assert admission.load.in_flight == {}
 
@@ -135,7 +144,7 @@ async def test_a_full_queue_refuses(scope: TaskScope) -> None:
 
 async def test_without_a_queue_whoever_finds_no_slot_is_refused() -> None:
     admission = Admission(Limits(max_queue=0))
-    with admission.lease(BOX, 1), pytest.raises(QueueFull):
+    with lease(admission, BOX, 1), pytest.raises(QueueFull):
         await choose(admission)
     assert await choose(admission) is BOX
 
@@ -147,7 +156,7 @@ async def test_nobody_waits_longer_than_the_limit_or_the_deadline(
     max_wait_s: float, within_s: float, waited_s: float
 ) -> None:
     admission = Admission(Limits(max_queue_wait_s=max_wait_s))
-    with admission.lease(BOX, 1), pytest.raises(QueueTimeout):
+    with lease(admission, BOX, 1), pytest.raises(QueueTimeout):
         async with asyncio.timeout(5):
             await choose(admission, within_s=within_s, waited_s=waited_s)
     assert admission.queued(CODER) == 0
@@ -171,7 +180,7 @@ async def test_a_head_that_leaves_in_the_moment_it_is_woken_wakes_the_next(
 ) -> None:
     waiters = Waiters(Admission(Limits()), scope)
     with ExitStack() as held:
-        held.enter_context(waiters.admission.lease(BOX, 1))
+        held.enter_context(lease(waiters.admission, BOX, 1))
         leaving, staying = waiters.start("leaving"), waiters.start("staying")
         await eventually(lambda: waiters.admission.queued(CODER) == 2, what="both wait")
         leaving.cancel()
@@ -233,7 +242,7 @@ async def test_who_had_its_turn_keeps_its_place_before_later_ones(
 
     async def wait(name: str, waited_s: float) -> None:
         chosen = await choose(admission, waited_s=waited_s)
-        with admission.lease(chosen, 1):
+        with lease(admission, chosen, 1):
             order.append(name)
 
     later = scope.start(wait("later", 0.0), name="later")

@@ -62,7 +62,7 @@ async def test_a_node_gets_the_request_in_its_own_words(
     assert reply.fields["x-rolemesh-attempts"] == "1"
     assert int(reply.fields["x-rolemesh-queue-ms"]) < 1000
     (sent,) = up.conversations
-    assert sent.body == b'{"temperature": 0,"model": "m",  "x": 1e400, "n":2}'
+    assert sent.body == b'{"temperature":0,"n":2,"model":"m","x":1e400}'
     assert sent.method_and_path == "POST /v1/chat/completions"
     assert sent.fields == {
         "host": f"127.0.0.1:{up.port}",

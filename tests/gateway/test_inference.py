@@ -1,13 +1,28 @@
 """Who may ask for what, and the one record of each request."""
 
+import gc
 import logging
 import re
 from typing import Any
 
 import pytest
 
+from rolemesh.gateway.inference import InferenceJob
+from rolemesh.relay.client import ClientStream, InboundRequest
+from rolemesh.relay.edit import RequestBody
+from rolemesh.relay.exchange import Exchange
+from rolemesh.relay.job import Job
+from rolemesh.relay.response import ResponseReader
 from rolemesh.runtime.journal import FIELDS
-from tests.fakes.upstream import answers, sends_and_closes, sends_and_hangs
+from tests.fakes.upstream import (
+    CHUNKED_STREAM,
+    LAST_CHUNK,
+    answers,
+    chunk,
+    sends,
+    sends_and_closes,
+    sends_and_hangs,
+)
 from tests.gateway.conftest import StartGateway, StartUpstream
 from tests.gateway.harness import CHAT, DISCOVERED, Running, asking
 from tests.lab.poll import eventually
@@ -191,3 +206,58 @@ async def test_a_broken_stream_is_recorded_by_how_it_ended(
         assert (await client.rest()).endswith(b"hell")
     await eventually(lambda: records(caplog), what="the record is there")
     assert (records(caplog)[0]["status"], records(caplog)[0]["phase"]) == (502, "stream")
+
+
+STREAM = CHUNKED_STREAM + chunk(b"data: 1\n\n")
+
+
+async def test_while_an_answer_is_under_way_nobody_holds_on_to_the_prompt(
+    start_gateway: StartGateway, start_upstream: StartUpstream
+) -> None:
+    gateway = await start_gateway()
+    await gateway.register("box", await start_upstream(sends_and_hangs(STREAM)))
+    async with asking(gateway, prompt="x" * 100_000) as client:
+        await client.reader.readuntil(b"data: 1")
+        (job,) = gateway.gateway._inbound.live.values()
+        assert job.request.body == b""
+        assert isinstance(job, InferenceJob)
+        assert job.body.get("prompt") is None
+
+
+def of_requests() -> list[object]:
+    """Return all objects there are that belong to a request."""
+    kinds = (Job, Exchange, ClientStream, InboundRequest, RequestBody, ResponseReader)
+    return [each for each in gc.get_objects() if isinstance(each, kinds)]
+
+
+async def test_requests_leave_nothing_behind_for_the_garbage_collector(
+    start_gateway: StartGateway, start_upstream: StartUpstream
+) -> None:
+    """It looks rarely: what each request left would pile up."""
+    gateway = await start_gateway()
+    up = await start_upstream(
+        OK,
+        sends(STREAM + LAST_CHUNK),
+        sends_and_closes(STREAM),
+        answers(b"no", 500),
+        sends_and_hangs(STREAM),
+    )
+    await gateway.register("box", up)
+    gc.collect()
+    before = of_requests()
+    gc.disable()
+    try:
+        for _ in range(2):
+            async with asking(gateway, stream=True) as client:
+                assert (await client.reply()).status == 200
+        async with asking(gateway, stream=True) as client:
+            assert b"upstream_broke" in await client.rest()
+        async with asking(gateway, stream=True) as client:
+            assert (await client.reply()).status == 500
+        async with asking(gateway, stream=True) as client:
+            await client.reader.readuntil(b"data: 1")
+        assert (await gateway.chat("nobody")).status == 404
+        await eventually(lambda: not gateway.gateway._inbound.live, what="all have ended")
+        await eventually(lambda: len(of_requests()) <= len(before), what="nothing is left")
+    finally:
+        gc.enable()

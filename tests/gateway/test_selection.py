@@ -2,8 +2,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from rolemesh.gateway.routing_table import Candidate, Warmth
-from rolemesh.gateway.selection import CandidateKey, Load, Selection, select_candidates
+from rolemesh.gateway.routing_table import Candidate, CandidateKey, Warmth
+from rolemesh.gateway.selection import COMPARED, Load, may_wait, select_candidate
 from tests.gateway.builders import candidate, target
 
 A, B, C = candidate("a"), candidate("b"), candidate("c")
@@ -17,26 +17,24 @@ def select(
     failed: frozenset[CandidateKey] = frozenset(),
     cost: int = 1,
     rotation: int = 0,
-) -> Selection:
+) -> str:
+    """Return the name of the one selected, "" for none."""
     load = Load(in_flight=in_flight or {}, full=full)
-    return select_candidates(target(*candidates), load, cost=cost, failed=failed, rotation=rotation)
-
-
-def names(candidates: tuple[Candidate, ...]) -> str:
-    return " ".join(each.upstream.name for each in candidates)
+    chosen = select_candidate(
+        target(*candidates), load, cost=cost, failed=failed, rotation=rotation
+    )
+    return chosen.upstream.name if chosen is not None else ""
 
 
 def test_nothing_comes_of_nothing() -> None:
-    assert select() == Selection(chosen=(), saturated=(), rejected=())
+    assert select() == ""
+    assert not may_wait(target(), failed=frozenset())
 
 
-def test_whoever_cannot_answer_is_out_with_the_reason() -> None:
-    selection = select(DOWN, A, B, failed=frozenset({A.key}))
-    assert names(selection.chosen) == "b"
-    assert [(each.candidate, each.why) for each in selection.rejected] == [
-        (DOWN, "did not answer"),
-        (A, "failed this request"),
-    ]
+def test_whoever_cannot_answer_or_has_failed_is_out() -> None:
+    assert select(DOWN, A, B, failed=frozenset({A.key})) == "b"
+    assert may_wait(target(DOWN, A, B), failed=frozenset({A.key}))
+    assert not may_wait(target(DOWN, A), failed=frozenset({A.key}))
 
 
 @pytest.mark.parametrize(
@@ -57,13 +55,13 @@ def test_a_candidate_takes_what_its_slots_have_room_for(
     slots: int | None, used: int, cost: int, takes: bool
 ) -> None:
     only = candidate("a", slots=slots)
-    selection = select(only, in_flight={only.key: used}, cost=cost)
-    assert (selection.chosen, selection.saturated) == (((only,), ()) if takes else ((), (only,)))
+    assert select(only, in_flight={only.key: used}, cost=cost) == ("a" if takes else "")
+    assert may_wait(target(only), failed=frozenset())
 
 
 def test_a_candidate_that_said_it_is_full_waits_whatever_our_counts_say() -> None:
-    selection = select(A, B, full=frozenset({A.key}))
-    assert (names(selection.chosen), names(selection.saturated)) == ("b", "a")
+    assert select(A, B, full=frozenset({A.key})) == "b"
+    assert select(A, full=frozenset({A.key})) == ""
 
 
 @pytest.mark.parametrize(
@@ -88,22 +86,34 @@ def test_warm_goes_before_cold_and_then_the_nodes_own_preference(
     candidates: tuple[Candidate, ...], order: str
 ) -> None:
     for rotation in range(4):
-        assert names(select(*candidates, rotation=rotation).chosen) == order
+        failed: frozenset[CandidateKey] = frozenset()
+        for name in order.split():
+            assert select(*candidates, failed=failed, rotation=rotation) == name
+            failed |= {each.key for each in candidates if each.upstream.name == name}
 
 
 def test_the_least_loaded_goes_first_by_its_share_of_slots() -> None:
     small, large, endless = (candidate(n, slots=s) for n, s in (("s", 4), ("l", 10), ("e", None)))
     used = {small.key: 2, large.key: 4, endless.key: 3}
-    assert names(select(small, large, endless, in_flight=used).chosen) == "l s e"
+    for rotation in range(3):
+        assert select(small, large, endless, in_flight=used, rotation=rotation) == "l"
 
 
 def test_equals_take_turns() -> None:
-    firsts = [select(A, B, C, rotation=number).chosen[0].upstream.name for number in range(6)]
-    assert firsts == ["a", "b", "c", "a", "b", "c"]
+    assert [select(A, B, C, rotation=number) for number in range(6)] == list("abcabc")
+
+
+def test_in_a_large_mesh_only_so_many_are_compared_and_all_have_their_turn() -> None:
+    many = [candidate(f"n{number}", slots=8) for number in range(4 * COMPARED)]
+    used = {each.key: 2 for each in many} | {many[COMPARED].key: 1}
+    assert select(*many, in_flight=used, rotation=1) == f"n{COMPARED}"
+    assert select(*many, in_flight=used, rotation=COMPARED + 1) == f"n{COMPARED + 1}"
+    busy = {each.key: 8 for each in many[:-1]}
+    assert select(*many, in_flight=busy) == many[-1].upstream.name
 
 
 def test_one_node_may_offer_two_models_and_each_counts_for_itself() -> None:
     first, second = candidate("a", "m1"), candidate("a", "m2", preference=1)
-    selection = select(first, second, in_flight={first.key: 1})
-    assert selection.chosen == (second,)
-    assert selection.saturated == (first,)
+    load = Load(in_flight={first.key: 1})
+    chosen = select_candidate(target(first, second), load, cost=1, failed=frozenset(), rotation=0)
+    assert chosen is second

@@ -65,6 +65,7 @@ async def test_a_program_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
 async def test_a_descendant_that_ran_away_is_found_and_killed(tmp_path: Path) -> None:
     program = start_program(shell(RUNAWAY), log=tmp_path / "log")
     assert await program.end() == 3
+    await eventually(program.processes, what="it has become another program")
     (runaway,) = program.processes()
     with pytest.raises(StillNot, match="all processes"):
         await program.assert_nothing_left(deadline_s=0.1)

@@ -4,14 +4,19 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
+from rolemesh.config.settings import Timeouts
 from rolemesh.errors import ConnectFailed, UpstreamBroke, UpstreamTimeout
+from rolemesh.names import RequestId
 from rolemesh.relay.assembly import REPLY_LIMIT_BYTES
-from rolemesh.relay.collect import Collected, collect
-from rolemesh.relay.exchange import Bounds, Outbound
+from rolemesh.relay.attempt import attempt
+from rolemesh.relay.client import ClientStream
+from rolemesh.relay.collect import Collection
+from rolemesh.relay.replies import Reply
 from rolemesh.relay.upstream import UpstreamPool
 from tests.fakes.upstream import (
     CHUNKED_STREAM,
@@ -31,7 +36,8 @@ from tests.fakes.upstream import (
 )
 from tests.lab.poll import eventually
 
-OUTBOUND = Outbound(path="/v1/completions", fields=b"X-A: 1\r\n", body=b'{"stream": true}')
+BODY = b'{"stream": true}'
+HEAD = b"POST /v1/completions HTTP/1.1\r\nX-A: 1\r\nContent-Length: %d\r\n\r\n" % len(BODY)
 PING = b": ping\n\n"
 EVENT = b'data: {"choices": [{"index": 0, "text": "He"}], "id": "x"}\n\n'
 LAST = b'data: {"choices": [{"index": 0, "text": "llo", "finish_reason": "stop"}]}\n\n'
@@ -58,6 +64,22 @@ async def open_pool() -> AsyncIterator[UpstreamPool]:
         pool.close()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collected:
+    reply: Reply
+    first_byte_at: float
+
+
+class Nobody:
+    """The connection of a client to which nothing may be written."""
+
+    gone = is_stalled = False
+    keeps_alive = True
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: pytest.fail(f"{name} was called")
+
+
 async def take(
     up: Upstream,
     pool: UpstreamPool,
@@ -66,14 +88,29 @@ async def take(
     idle_s: float = 30.0,
     total_s: float = 60.0,
 ) -> Collected:
-    deadline = asyncio.get_running_loop().time() + total_s
-    bounds = Bounds(connect_s=5.0, first_byte_s=first_byte_s, idle_s=idle_s, deadline=deadline)
-    return await collect(pool, up.address, OUTBOUND, bounds=bounds)
+    ended, first_byte_at = await attempt(
+        pool,
+        up.address,
+        ClientStream(Nobody(), RequestId("id-1"), 1),
+        (HEAD, BODY),
+        timeouts=Timeouts(connect_s=5.0, first_byte_s=first_byte_s, idle_s=idle_s),
+        deadline=asyncio.get_running_loop().time() + total_s,
+        added=b"",
+        kind=Collection,
+    )
+    if isinstance(ended, Reply):
+        return Collected(reply=ended, first_byte_at=first_byte_at)
+    assert ended is not None
+    raise ended
 
 
 async def collected(script: Script, **bounds: float) -> Collected:
     async with upstream(script) as up, open_pool() as pool:
         return await take(up, pool, **bounds)
+
+
+def begun(pool: UpstreamPool) -> bool:
+    return not any(each.awaits_first_byte for each in pool.attempts.items)
 
 
 # --- whole answers ----------------------------------------------------------------------------
@@ -105,7 +142,7 @@ async def test_the_request_is_sent_as_it_is_given() -> None:
         (conversation,) = up.conversations
         assert conversation.method_and_path == "POST /v1/completions"
         assert conversation.fields["x-a"] == "1"
-        assert conversation.body == OUTBOUND.body
+        assert conversation.body == BODY
 
 
 async def test_the_first_byte_is_that_of_the_answer_and_not_of_comments_or_progress() -> None:
@@ -271,7 +308,7 @@ async def test_who_waits_is_told_that_the_upstream_is_gone_but_an_answer_goes_on
     ):
         answered = group.create_task(take(up, pool))
         await eventually(lambda: up.conversations, what="the first is there")
-        await eventually(lambda: not pool._waiters, what="its answer has begun")
+        await eventually(lambda: begun(pool), what="its answer has begun")
         group.create_task(wait_in_vain())
         await eventually(lambda: len(up.conversations) == 2, what="the second is there")
         pool.give_up(up.address)

@@ -3,16 +3,20 @@
 import asyncio
 import logging
 import re
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import pytest
 
 from rolemesh import errors
+from rolemesh.names import RequestId
 from rolemesh.relay import inbound
 from rolemesh.relay.client import ClientStream, InboundRequest
 from rolemesh.relay.replies import Reply
+from rolemesh.runtime.tasks import TaskScope
 from tests.fakes.client import ask, connected, post, request
-from tests.fakes.serving import echo, serving
+from tests.fakes.serving import HandlerJob, echo, serving
 from tests.lab.poll import eventually
 
 PATH = "/v1/completions"
@@ -118,15 +122,17 @@ async def test_what_utf_8_cannot_say_in_an_error_ends_only_its_own_request() -> 
 
 async def test_a_request_that_ends_before_its_first_step_is_not_counted_for_ever() -> None:
     async with serving(Gate()) as served, connected(served.port) as client:
-        start = served.inbound.start
-        served.inbound.start = lambda *args: _cancelled(start(*args))  # type: ignore[method-assign]
+        served.inbound.make_job = partial(CancelledAtOnce, Gate())
         await client.send(post(PATH, b""))
-        await eventually(lambda: not served.inbound._live, what="nothing is live")
+        await eventually(lambda: not served.inbound.live, what="nothing is live")
 
 
-def _cancelled(task: asyncio.Task[None]) -> asyncio.Task[None]:
-    task.cancel()
-    return task
+class CancelledAtOnce(HandlerJob):
+    """A job that ends as soon as it has begun."""
+
+    def begin(self, scope: TaskScope, on_end: Callable[[RequestId], None]) -> None:
+        super().begin(scope, on_end)
+        self.cancel()
 
 
 # --- draining ---------------------------------------------------------------------------------
@@ -211,7 +217,7 @@ async def test_a_request_is_over_only_when_its_client_has_the_whole_reply() -> N
 async def test_a_request_that_takes_too_long_is_told_that_the_daemon_stops() -> None:
     async with serving(Gate()) as served, connected(served.port) as client:
         await client.send(post(PATH, b""))
-        await eventually(lambda: served.inbound._live, what="the request is handled")
+        await eventually(lambda: served.inbound.live, what="the request is handled")
         await asyncio.wait_for(served.inbound.drain(0.05), 1)
         reply = await client.reply()
         assert (reply.status, reply.error["reason"]) == (503, "stopping")

@@ -3,7 +3,7 @@
 import pytest
 
 from rolemesh.errors import BadRequest, BodyTooLarge, HeadTooLarge
-from rolemesh.relay.request import RequestReader, read_head
+from rolemesh.relay.request import BodyReader, Request, read_head
 
 MAX_HEAD = 400
 MAX_BODY = 20
@@ -16,19 +16,27 @@ def head(*lines: bytes, start: bytes = b"POST /v1/completions HTTP/1.1") -> byte
 def read(data: bytes, size: int = 1 << 20) -> tuple[bytes, bool, bytes]:
     """Read one request given in pieces of `size`; returns body, keep-alive and what is left."""
     pieces = [data[at : at + size] for at in range(0, len(data), size)]
-    buffer, reader = b"", None
+    buffer, request, reader = b"", None, None
     while pieces:
         buffer += pieces.pop(0)
-        if reader is None:
-            found = read_head(buffer, MAX_HEAD)
-            if found is None:
+        if request is None or reader is None:
+            request = read_head(buffer, MAX_HEAD)
+            if request is None:
                 continue
-            reader = RequestReader(found, MAX_BODY)
-            buffer = buffer[len(found.raw) :]
+            reader = BodyReader(request, MAX_BODY)
+            buffer = buffer[request.size :]
         buffer = reader.feed(buffer)
         if reader.complete:
-            return reader.body, reader.keep_alive, buffer + b"".join(pieces)
+            keep_alive = request.head.keep_alive and not reader.pipelined
+            return reader.body, keep_alive, buffer + b"".join(pieces)
     raise AssertionError("the request is not whole")
+
+
+def found(data: bytes) -> Request:
+    """Return the request whose head this is."""
+    request = read_head(data, MAX_HEAD)
+    assert request is not None
+    return request
 
 
 WHOLE = [
@@ -153,7 +161,6 @@ def test_a_head_that_is_too_large_is_refused_whole_or_not() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        head(b"Content-Length: 21"),
         head(b"Transfer-Encoding: chunked") + b"15\r\n" + b"a" * 21,
         head(b"Transfer-Encoding: chunked") + b"1\r\na\r\n" * 21,
     ],
@@ -177,18 +184,31 @@ def test_what_follows_a_chunked_body_in_one_packet_closes_the_connection(rest: b
 
 
 def test_trailers_are_not_taken_for_headers() -> None:
-    found = read_head(head(b"Transfer-Encoding: chunked", b"X: a"), MAX_HEAD)
-    assert found is not None
-    reader = RequestReader(found, MAX_BODY)
+    request = found(head(b"Transfer-Encoding: chunked", b"X: a"))
+    reader = BodyReader(request, MAX_BODY)
     reader.feed(b"0\r\nAuthorization: Bearer b\r\nX: c\r\n\r\n")
     assert reader.complete
-    assert reader.fields == {b"transfer-encoding": b"chunked", b"x": b"a"}
+    assert request.head.fields == {"transfer-encoding": "chunked", "x": "a"}
 
 
 def test_headers_that_may_repeat_are_joined() -> None:
-    found = read_head(head(b"Accept: a", b"ACCEPT:  b "), MAX_HEAD)
-    assert found is not None
-    assert RequestReader(found, MAX_BODY).fields == {b"accept": b"a, b"}
+    assert found(head(b"Accept: a", b"ACCEPT:  b ")).head.fields == {"accept": "a, b"}
+
+
+def test_lengths_and_ids_are_read_however_they_are_spelt_and_are_no_fields_else() -> None:
+    for name, id_name in (
+        (b"Content-Length", b"X-Request-Id"),
+        (b"CONTENT-LENGTH", b"x-request-id"),
+    ):
+        request = found(head(b"X: a", name + b":\t5 ", id_name + b": one"))
+        assert (request.length, request.wanted_id) == (5, b"one")
+        assert request.field("x") == "a"
+    other = found(head(b"X: a", b"Content-Length: 6", b"X-Request-Id: two"))
+    assert (other.length, other.wanted_id) == (6, b"two")
+
+
+def test_of_two_ids_none_is_taken() -> None:
+    assert found(head(b"X-Request-Id: one", b"x-request-id: two")).wanted_id == b""
 
 
 @pytest.mark.parametrize(
@@ -196,19 +216,15 @@ def test_headers_that_may_repeat_are_joined() -> None:
     [
         ((b"Expect: 100-Continue", b"Content-Length: 5"), b"POST /x HTTP/1.1", True),
         ((b"Expect: 100-continue", b"Content-Length: 5"), b"POST /x HTTP/1.0", False),
-        ((b"Expect: 100-continue", b"Content-Length: 0"), b"POST /x HTTP/1.1", False),
         ((b"Content-Length: 5",), b"POST /x HTTP/1.1", False),
     ],
 )
 def test_a_client_may_wait_for_leave_to_send_its_body(
     lines: tuple[bytes, ...], start: bytes, expects: bool
 ) -> None:
-    found = read_head(head(*lines, start=start), MAX_HEAD)
-    assert found is not None
-    assert RequestReader(found, MAX_BODY).expects_continue is expects
+    assert found(head(*lines, start=start)).head.expects_continue is expects
 
 
 def test_the_query_is_no_part_of_the_path() -> None:
-    found = read_head(head(start=b"POST /v1/completions?a=/b HTTP/1.1"), MAX_HEAD)
-    assert found is not None
-    assert (found.method, found.path, found.minor) == ("POST", "/v1/completions", 1)
+    line = found(head(start=b"POST /v1/completions?a=/b HTTP/1.1")).head
+    assert (line.method, line.path, line.minor) == ("POST", "/v1/completions", 1)

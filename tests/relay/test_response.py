@@ -2,7 +2,13 @@
 
 import pytest
 
-from rolemesh.relay.response import MAX_HEAD_BYTES, Framing, ResponseError, ResponseReader
+from rolemesh.relay.response import (
+    MAX_HEAD_BYTES,
+    Framing,
+    ResponseError,
+    ResponseReader,
+    read_whole,
+)
 
 
 def head(*lines: bytes, start: bytes = b"HTTP/1.1 200 OK") -> bytes:
@@ -11,12 +17,23 @@ def head(*lines: bytes, start: bytes = b"HTTP/1.1 200 OK") -> bytes:
 
 def read(data: bytes, size: int = 1 << 20) -> tuple[ResponseReader, bytes]:
     """Feed pieces of `size` until the response is complete; returns the raw body, too."""
-    reader, raw = ResponseReader(), b""
+    return read_decoded(data, size)[:2]
+
+
+def read_decoded(data: bytes, size: int = 1 << 20) -> tuple[ResponseReader, bytes, bytes]:
+    """Do as `read` does, and return the decoded body, too."""
+    decoded = bytearray()
+    reader, raw = ResponseReader(decoded.extend), b""
     for at in range(0, len(data), size):
         raw += reader.feed(data[at : at + size])
         if reader.complete:
             break
-    return reader, raw
+    return reader, raw, bytes(decoded)
+
+
+def field(reader: ResponseReader, name: bytes) -> bytes:
+    assert reader.head is not None
+    return reader.head.field(name)
 
 
 LENGTH = head(b"Content-Length: 5") + b"hello"
@@ -59,9 +76,9 @@ def test_a_response_is_the_same_wherever_it_is_cut(
     data: bytes, framing: Framing, raw: bytes, decoded: bytes
 ) -> None:
     for size in range(1, len(data) + 1):
-        reader, passed = read(data, size)
+        reader, *bodies = read_decoded(data, size)
         assert reader.complete, size
-        assert (reader.framing, passed, reader.take_decoded()) == (framing, raw, decoded), size
+        assert (reader.framing, *bodies) == (framing, raw, decoded), size
         assert reader.reusable, size
 
 
@@ -116,8 +133,8 @@ def test_what_could_be_read_in_two_ways_is_refused(data: bytes) -> None:
 
 
 def test_what_follows_a_counted_body_is_dropped_and_ends_the_connection() -> None:
-    reader, raw = read(LENGTH + b"HTTP/1.1 200 OK\r\n")
-    assert (raw, reader.take_decoded(), reader.complete) == (b"hello", b"hello", True)
+    reader, *bodies = read_decoded(LENGTH + b"HTTP/1.1 200 OK\r\n")
+    assert (*bodies, reader.complete) == (b"hello", b"hello", True)
     assert not reader.reusable
 
 
@@ -145,7 +162,8 @@ def test_a_connection_is_kept_only_when_the_upstream_keeps_it(data: bytes, reusa
 
 def test_informational_responses_are_skipped_however_many_there_are() -> None:
     reader, raw = read(head(start=b"HTTP/1.1 102 Processing") * 5000 + LENGTH)
-    assert (reader.status, raw) == (200, b"hello")
+    assert reader.head is not None
+    assert (reader.head.status, raw) == (200, b"hello")
 
 
 def test_a_chunk_of_our_own_fits_only_between_chunks() -> None:
@@ -160,19 +178,59 @@ def test_a_chunk_of_our_own_fits_only_between_chunks() -> None:
 
 def test_headers_are_found_by_lower_case_name_and_joined() -> None:
     reader, _ = read(head(b"X-A: 1", b"x-a:\t2 ", b"Content-Length: 0"))
-    assert reader.field(b"x-a") == b"1, 2"
-    assert reader.field(b"x-b") == b""
+    assert field(reader, b"x-a") == b"1, 2"
+    assert field(reader, b"x-b") == b""
 
 
 def test_trailers_are_not_taken_for_headers() -> None:
     reader, _ = read(head(b"Transfer-Encoding: chunked") + b"0\r\nX-A: 1\r\n\r\n")
-    assert reader.field(b"x-a") == b""
+    assert field(reader, b"x-a") == b""
 
 
-def test_body_bytes_gather_only_while_they_are_wanted() -> None:
-    reader = ResponseReader()
+def test_body_bytes_go_to_whoever_wants_them_at_the_time() -> None:
+    reader, taken = ResponseReader(), bytearray()
     reader.feed(head(b"Transfer-Encoding: chunked") + b"1\r\na\r\n")
-    reader.collect = False
+    reader.sink = taken.extend
     reader.feed(b"1\r\nb\r\n")
-    assert reader.take_decoded() == b"a"
-    assert reader.take_decoded() == b""
+    assert taken == b"b"
+
+
+@pytest.mark.parametrize(
+    "varying",
+    [b"", b"Date: now\r\n", b"X-Request-Id: \x80\r\n", b"X-RoleMesh-Queue-Ms: 1\r\nDate: x\r\n"],
+)
+def test_heads_that_differ_only_in_length_date_and_id_pass_the_same(varying: bytes) -> None:
+    lines = b"HTTP/1.1 200 OK\r\nX-A: 1\r\n%bContent-Length: %d\r\nX-B: 2\r\n\r\n%b"
+    for body in (b"", b"a", b"ab"):
+        reader, raw = read(lines % (varying, len(body), body))
+        assert reader.head is not None
+        assert reader.head.passed == b"HTTP/1.1 200 OK\r\nx-a: 1\r\nx-b: 2\r\n"
+        assert (raw, reader.complete) == (body, True)
+
+
+def test_a_plain_response_that_is_there_whole_is_read_at_once() -> None:
+    for varying in ((), (b"Date: now",), (b"X-Request-Id: a", b"X-RoleMesh-Queue-Ms: 1")):
+        whole = read_whole(head(b"X-A: 1", b"Content-Length: 5", *varying) + b"hello")
+        assert whole is not None
+        assert (whole[0].status, whole[0].field(b"x-a"), whole[1]) == (200, b"1", b"hello")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        LENGTH[:-1],
+        LENGTH + b"x",
+        CHUNKED,
+        head(b"Content-Length: 5", b"Content-Length: 5") + b"hello",
+        head(b"CONTENT-LENGTH: 5", b"Content-Length: 5") + b"hello",
+        head(b"Content-Length: 5", b"Transfer-Encoding: chunked") + b"hello",
+        head(b"Content-Length: 0", start=b"HTTP/1.1 100 Continue"),
+        head(b"Content-Length: 0", start=b"HTTP/1.1 204 No Content"),
+        head(b"Content-Length: 5", start=b"HTTP/1.1 500 Oops") + b"hello",
+        head(b"Content-Length: 5", b"Content-Type: text/event-stream") + b"hello",
+        head(b"Content-Length: 5", b"X: " + b"a" * 5000) + b"hello",
+    ],
+)
+def test_all_else_is_left_to_the_reader(data: bytes) -> None:
+    assert read_whole(data) is None
