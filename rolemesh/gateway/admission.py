@@ -47,7 +47,8 @@ class Admission:
         """Return a candidate as soon as `choose` finds one, in the order of arrival.
 
         Raises QueueFull, or QueueTimeout at the limit or at `deadline`; the request has waited
-        `waited_s` before, and then keeps its place at the front. The caller acquires the candidate before it awaits anything.
+        `waited_s` before, and then keeps its place at the front. The caller acquires the candidate
+        before it awaits anything.
         """
         queue = self.queues.get(alias)
         if not queue:

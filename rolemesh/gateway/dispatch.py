@@ -109,9 +109,7 @@ class Dispatcher:
         connection = self._pool.take_idle(candidate.upstream.address)
         if connection is None:
             return None
-        admission.acquire(candidate.key, trip.cost)
-        trip.candidate = candidate
-        trip.attempts = 1
+        self._set_out(trip, candidate)
         exchange = Exchange(
             self._pool,
             connection,

@@ -6,7 +6,6 @@ from functools import lru_cache
 
 from rolemesh.errors import BadRequest, NotAllowed
 from rolemesh.gateway.access import GatewayAccess
-from rolemesh.gateway.admission import Admission
 from rolemesh.gateway.dispatch import Dispatcher, Trip
 from rolemesh.gateway.routing_table import CandidateKey
 from rolemesh.gateway.tables import RoutingTables
@@ -28,7 +27,6 @@ class Inference:
     access: GatewayAccess
     tables: RoutingTables
     dispatcher: Dispatcher
-    admission: Admission
     log: RequestLog
     clock: Callable[[], float]
 
@@ -63,20 +61,16 @@ class InferenceJob(Job, Trip):
             msg = f"this key may not use the model '{alias}'"
             raise NotAllowed(msg)
         target = gateway.tables.target(alias)
-        self.alias = alias
+        self.cost = body.slots(path.prompts_key)
         self.role = target.role
         self.body = body
         self.path = path
-        self.cost = body.slots(path.prompts_key)
         self.deadline = request.received_at + target.timeouts.total_s
+        self.alias = alias
         return gateway.dispatcher.begin(self, target, self.client, self.exchange_over)
 
     def take(self, exchange: Exchange, ended: Ended) -> bool:
         """Take what came of the first attempt."""
-        if ended is None:
-            self.first_byte_at = exchange.first_byte_at
-            self.leave()
-            return True
         return self._gateway.dispatcher.take(self, self.client, exchange, ended)
 
     async def go_on(self) -> None:
@@ -90,9 +84,7 @@ class InferenceJob(Job, Trip):
 
     def leave(self) -> None:
         """Give back the slots of the first attempt."""
-        candidate = self.candidate
-        assert candidate is not None
-        self._gateway.admission.release(candidate.key, self.cost)
+        self._gateway.dispatcher.leave(self)
 
     def phase(self) -> str:
         """Return how far the request came that did not come to its end."""

@@ -112,7 +112,6 @@ class Gateway:
                     health=self._health,
                     pool=self._pool,
                 ),
-                admission=self._admission,
                 log=RequestLog("rolemesh.gateway.inference"),
                 clock=asyncio.get_running_loop().time,
             )

@@ -1,6 +1,7 @@
 """One attempt for who has to wait: for a connection, then for the end of the exchange."""
 
 import asyncio
+from functools import partial
 
 from rolemesh.address import UpstreamAddress
 from rolemesh.config.settings import Timeouts
@@ -24,10 +25,11 @@ async def attempt(
     added: bytes,
     kind: type[Exchange] = Exchange,
 ) -> tuple[Ended, float]:
-    """Send a request, head and body, and relay the answer; returns what came of it and when the first byte came.
+    """Send a request, head and body, and relay the answer.
 
-    See Exchange, or another `kind` of it, for the parameters. A connection that was closed while it lay idle is replaced by a
-    fresh one. ConnectFailed means that nothing was sent. Cancelling closes the upstream connection.
+    Returns what came of it, and when the first byte came. See Exchange, or another `kind` of it, for
+    the parameters. A connection that was closed while it lay idle is replaced by a fresh one.
+    ConnectFailed means that nothing was sent. Cancelling closes the upstream connection.
     """
     loop = asyncio.get_running_loop()
     connection = pool.take_idle(address)
@@ -39,10 +41,6 @@ async def attempt(
                 return err, 0.0
         over: asyncio.Future[Ended] = loop.create_future()
 
-        def on_over(_exchange: Exchange, ended: Ended, over: asyncio.Future[Ended] = over) -> None:
-            if not over.done():
-                over.set_result(ended)
-
         exchange = kind(
             pool,
             connection,
@@ -50,9 +48,11 @@ async def attempt(
             timeouts=timeouts,
             deadline=deadline,
             added=added,
-            on_over=on_over,
+            on_over=partial(_settle, over),
         )
         exchange.begin(*request)
+        if not connection.reused:
+            request = (b"", b"")  # it will not be sent again, and the answer may take long
         try:
             ended = await over
         finally:
@@ -61,6 +61,11 @@ async def attempt(
             connection = None
             continue
         return ended, exchange.first_byte_at
+
+
+def _settle(over: asyncio.Future[Ended], _exchange: Exchange, ended: Ended) -> None:
+    if not over.done():
+        over.set_result(ended)
 
 
 def request_head(

@@ -42,7 +42,8 @@ class ReplySink(Protocol):
 class InboundRequest:
     """One inference request as read from a client; header names are lower case.
 
-    A large body is a view of what was received. Values of headers are UTF-8 with surrogate escapes. `received_at` is the loop's time. `fields` are shared between requests: not to be changed.
+    A large body is a view of what was received. Values of headers are UTF-8 with surrogate escapes,
+    and shared between requests: not to be changed. `received_at` is the loop's time.
     """
 
     __slots__ = ("body", "fields", "path", "peer", "received_at", "request_id")
@@ -74,8 +75,8 @@ FrameEvent = Callable[[bytes], bytes | None]
 class ClientStream:
     """The reply side of one request. Exactly one reply is written, in one of three ways.
 
-    `send` writes a whole reply. `begin`, `write`..., `end` relay one, as does `relay` at once. `fail` reports an error:
-    as a reply before `begin`, as an event inside an SSE stream after it, and in both cases after
+    `send` writes a whole reply. `begin`, `write`..., `end` relay one, as `relay` does at once. `fail`
+    reports an error: as a reply before `begin`, as an event inside an SSE stream after it, and in both cases after
     `begin` the connection is closed without a proper end, so that no client takes it for whole.
     """
 

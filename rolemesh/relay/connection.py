@@ -220,8 +220,7 @@ class ClientConnection(asyncio.Protocol):
 
     def write_last(self, data: bytes) -> None:
         """Write the last bytes of a reply and go on to the next request, or close."""
-        if self._state is not _CLOSED:
-            self._server.outbox.write(self._transport, data)
+        self.write(data)
         self.reply_done()
 
     def reply_done(self) -> None:

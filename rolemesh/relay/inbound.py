@@ -33,8 +33,8 @@ class InboundServer:
     """Makes a ClientConnection for every accepted connection; owns the requests under way.
 
     `admit` raises for callers that may not ask at all; it is asked before a body is taken in that
-    has not come with its head. `paths` are the inference paths, `other` makes the protocol that takes every other request.
-    `limits` may be replaced at any time and count from then on.
+    has not come with its head. `paths` are the inference paths, `other` makes the protocol that takes
+    every other request. `limits` may be replaced at any time and count from then on.
     """
 
     def __init__(

@@ -37,8 +37,7 @@ class RequestHead:
     """A head of correct syntax without its varying headers.
 
     `fields` are headers by lower-case name, `keep_alive` is whether the client keeps the
-    connection, `chunked` how the body is framed; else it is as long as the head says. One that has
-    no framing says of its body, among the varying headers, only its length.
+    connection, `chunked` how the body is framed; else it is as long as the head says.
     """
 
     method: str
@@ -48,7 +47,6 @@ class RequestHead:
     keep_alive: bool
     chunked: bool
     expects_continue: bool
-    has_no_framing: bool
 
 
 class Request:
@@ -95,8 +93,6 @@ def read_head(buffer: bytes, max_bytes: int) -> Request | None:
             length = value
         else:
             wanted_id = value if wanted_id is None else b""  # two are no sane one
-    if length is not None and head.has_no_framing and length.isdigit() and len(length) <= _DIGITS:
-        return Request(head, end, int(length), wanted_id)
     return Request(head, end, _body_length(head, length), wanted_id)
 
 
@@ -229,7 +225,6 @@ def _parse(constant: bytes) -> RequestHead:
         keep_alive=minor == 1 and b"close" not in tokens,
         chunked=coding is not None,
         expects_continue=minor == 1 and fields.get(b"expect", b"").lower() == b"100-continue",
-        has_no_framing=coding is None and b"content-length" not in fields,
     )
 
 
