@@ -16,13 +16,17 @@ RoleMeshError
 ├── CapacityError          come back later
 │   ├── QueueFull              429
 │   ├── QueueTimeout           429
+│   ├── RateLimited            429
 │   ├── SlotsBusy              503 slots_busy (agent to gateway)
 │   └── Unavailable            503: known, but not now, with a machine-readable reason
 ├── UpstreamError          the other side's fault; carries the upstream's name
 │   ├── ConnectFailed          502: nothing was sent
+│   │   └── NotVerified            502: its certificate is not accepted
 │   ├── UpstreamBroke          502: the connection died before the first byte
 │   ├── StreamBroken           502: the connection died after the first byte
-│   └── UpstreamTimeout        504: which timeout
+│   ├── UpstreamTimeout        504: which timeout
+│   └── RequestCrashesUpstream 502: the same body has broken two upstreams before
+├── Cancelled              503: an operator ended the request, or took its key away
 └── NodeError              a node cannot do what was asked
     └── UnitFailed             an instance's unit did not become ready
 
@@ -146,6 +150,10 @@ class QueueTimeout(CapacityError):
     """The request waited in the queue as long as it may."""
 
 
+class RateLimited(CapacityError):
+    """The caller's key has had the requests it may have in a minute."""
+
+
 class SlotsBusy(CapacityError):
     """Every slot of this node's instances of the model is taken."""
 
@@ -170,6 +178,10 @@ class ConnectFailed(UpstreamError):
     """No connection could be made; nothing was sent."""
 
 
+class NotVerified(ConnectFailed):
+    """The upstream's certificate is not accepted."""
+
+
 class UpstreamBroke(UpstreamError):
     """The upstream closed or spoke nonsense before the first byte of its answer."""
 
@@ -184,6 +196,24 @@ class UpstreamTimeout(UpstreamError):
     def __init__(self, message: str, *, upstream: str, limit: str) -> None:
         super().__init__(message, upstream=upstream)
         self.limit = limit
+
+    @classmethod
+    def by(cls, upstream: str, limit: str, allowed_s: float) -> "UpstreamTimeout":
+        """Return the error for an upstream that exceeded a limit of `allowed_s` seconds."""
+        said = {
+            "first_byte_s": f"no first byte within {allowed_s:g} s",
+            "idle_s": f"nothing for {allowed_s:g} s in the middle of the answer",
+            "total_s": "the request took longer than it may",
+        }[limit]
+        return cls(f"{upstream}: {said} ({limit})", upstream=upstream, limit=limit)
+
+
+class RequestCrashesUpstream(UpstreamError):
+    """A body like this has broken several upstreams: it is not sent to another one."""
+
+
+class Cancelled(RoleMeshError):
+    """Somebody with the right to do so ended the request; the text says who."""
 
 
 class NodeError(RoleMeshError):

@@ -76,3 +76,8 @@ def get_strings(tree: Mapping[str, Any], key: str) -> tuple[str, ...]:
 def get_objects(tree: Mapping[str, Any], key: str) -> tuple[Mapping[str, Any], ...]:
     """Return the list of objects at `key`."""
     return tuple(map(as_object, _get(tree, key, list, "a list of objects", _MISSING)))
+
+
+def get_optional_objects(tree: Mapping[str, Any], key: str) -> tuple[Mapping[str, Any], ...]:
+    """Return the list of objects at `key`; none when it is absent."""
+    return get_objects(tree, key) if key in tree else ()

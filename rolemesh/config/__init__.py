@@ -9,7 +9,11 @@ merge             several trees -> one
 schema            JSON Schema over the merged tree -> findings
 gateway_checks    what a schema cannot say about the gateway's tree
 node_checks       ... and about the node's
+taken_paths       which paths an operator cannot add
 keys              the keys in a tree, and the files that hold some of them
+x509              until when a certificate is valid
+tls               TLS settings -> ssl.SSLContext, and what is wrong with the files they name
+tls_checks        ... wherever a tree names such files
 settings          the result: frozen dataclasses, the only home of defaults
 sections          sections that both programs have: tree -> settings
 gateway_settings  gateway tree -> GatewaySettings

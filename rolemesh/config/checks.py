@@ -23,7 +23,7 @@ def check_url(root: Node, path: KeyPath) -> Iterator[Finding]:
         UpstreamAddress.parse_url(node.value)
     except ValueError:
         # Not with its text: that quotes the URL with whatever password is in it.
-        yield tree.mismatch(node, path, "http://HOST[:PORT][/PREFIX]")
+        yield tree.mismatch(node, path, "http[s]://HOST[:PORT][/PREFIX]")
 
 
 def check_named_keys(root: Node, path: KeyPath) -> Iterator[Finding]:

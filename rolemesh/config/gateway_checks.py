@@ -6,6 +6,7 @@ from typing import Final
 
 from rolemesh.config import tree
 from rolemesh.config.checks import check_named_keys, check_url
+from rolemesh.config.taken_paths import check_added_paths
 from rolemesh.config.tree import Finding, KeyPath, Node
 
 _NETWORKS: Final = (("network", "allow_clients"), ("network", "allow_nodes"))
@@ -19,11 +20,15 @@ def gateway_checks(root: Node) -> Iterator[Finding]:
     yield from check_named_keys(root, ("auth", "clients"))
     yield from check_named_keys(root, ("auth", "nodes"))
     yield from _client_roles(root)
+    yield from check_added_paths(root)
     for path in _NETWORKS:
         yield from _networks(root, path)
     for alias in tree.entries(tree.find(root, ("models",))):
         yield from check_url(root, ("models", alias, "proxy_url"))
+        yield from _doubled_version(root, alias)
         yield from _discovered_model_name(root, alias)
+        yield from _fallback(root, alias)
+        yield from _upstream_key(root, alias)
 
 
 def _aliases(root: Node) -> frozenset[str] | None:
@@ -112,6 +117,34 @@ def _network_meant(text: str) -> str:
         return f'did you mean "{ipaddress.ip_network(text, strict=False)}"?'
     except ValueError:
         return ""
+
+
+def _fallback(root: Node, alias: str) -> Iterator[Finding]:
+    known = _aliases(root)
+    path = ("models", alias, "fallback")
+    for index, node in enumerate(tree.items(tree.find(root, path))):
+        if not isinstance(node.value, str):
+            continue
+        if node.value == alias:
+            yield tree.mismatch(node, (*path, index), "another alias than its own")
+        elif known is not None and node.value not in known:
+            hint = tree.did_you_mean(node.value, known)
+            yield tree.mismatch(node, (*path, index), "an alias that models defines", hint)
+
+
+def _doubled_version(root: Node, alias: str) -> Iterator[Finding]:
+    path = ("models", alias, "proxy_url")
+    node = tree.find(root, path)
+    if node is not None and str(node.value).rstrip("/").endswith("/v1"):
+        message = "requests would go to .../v1/v1/...; leave /v1 out, unless that is meant"
+        yield Finding(origin=node.origin, path=path, message=message, is_warning=True)
+
+
+def _upstream_key(root: Node, alias: str) -> Iterator[Finding]:
+    node = tree.find(root, ("models", alias))
+    if node is not None and {"api_key", "api_key_file"} <= tree.entries(node).keys():
+        message = "expected at most one of api_key and api_key_file, found both"
+        yield Finding(origin=node.origin, path=("models", alias), message=message)
 
 
 def _discovered_model_name(root: Node, alias: str) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from rolemesh.config import tree
-from rolemesh.config.settings import ClientKey
+from rolemesh.config.settings import ClientKey, Priority
 from rolemesh.config.tree import Finding, KeyPath, Node, Origin, Program
 from rolemesh.names import Alias
 
@@ -64,7 +64,7 @@ def read_key_files(root: Node, environ: Mapping[str, str]) -> KeyFiles:
     texts: dict[KeyPath, str] = {}
     findings: list[Finding] = []
     for path, node in tree.walk(root):
-        if path and path[-1] in _FILE_FIELDS and isinstance(node.value, str):
+        if _names_key_file(path) and isinstance(node.value, str):
             try:
                 file = _located(node.value, environ)
                 texts[path] = _read_key(file)
@@ -72,9 +72,13 @@ def read_key_files(root: Node, environ: Mapping[str, str]) -> KeyFiles:
                 message = f"expected a file with a key: {error}"
                 findings.append(Finding(origin=node.origin, path=path, message=message))
                 continue
-            if _is_exposed(file):
+            if is_exposed(file):
                 findings.append(_exposed(node.origin, path, file))
     return KeyFiles(texts=texts, findings=tuple(findings))
+
+
+def _names_key_file(path: KeyPath) -> bool:
+    return len(path) > 1 and path[-1] in _FILE_FIELDS and path[-2] != "tls"
 
 
 class _KeyFileError(Exception):
@@ -139,7 +143,26 @@ def _uses(root: Node, section: KeySection, files: KeyFiles) -> Iterator[tuple[Ke
         path = (*section.named, name)
         found = _digest(node, path, files)
         if found is not None:
-            yield path, ClientKey(name=name, digest=found, roles=_roles(node))
+            yield path, _named_key(name, found, node)
+
+
+def _named_key(name: str, digest: bytes, node: Node) -> ClientKey:
+    priority = tree.text_at(node, ("priority",))
+    admin = tree.find(node, ("admin",))
+    return ClientKey(
+        name=name,
+        digest=digest,
+        roles=_roles(node),
+        priority=None if priority is None else Priority[priority.upper()],
+        max_concurrent=_count(node, "max_concurrent"),
+        requests_per_minute=_count(node, "requests_per_minute"),
+        admin=admin is not None and admin.value is True,
+    )
+
+
+def _count(node: Node, key: str) -> int | None:
+    found = tree.find(node, (key,))
+    return int(found.value) if found is not None and isinstance(found.value, int | float) else None
 
 
 def _digest(node: Node, path: KeyPath, files: KeyFiles) -> bytes | None:
@@ -162,7 +185,7 @@ def _roles(node: Node) -> frozenset[Alias] | None:
 
 def exposed_keys(root: Node, files: Iterable[Path]) -> Iterator[Finding]:
     """Warn about each of `files` that holds a key and that every user of this machine can read."""
-    exposed = {str(file): file for file in files if _is_exposed(file)}
+    exposed = {str(file): file for file in files if is_exposed(file)}
     for path, node in tree.walk(root):
         file = exposed.get(node.origin.source)
         if file is not None and isinstance(node.value, str) and _is_inline_key(path):
@@ -171,7 +194,7 @@ def exposed_keys(root: Node, files: Iterable[Path]) -> Iterator[Finding]:
 
 
 def _is_inline_key(path: KeyPath) -> bool:
-    if not path or path[0] not in ("auth", "gateways"):
+    if not path or path[0] not in ("auth", "gateways", "models"):
         return False
     return path[-1] in _KEY_FIELDS or (len(path) > 1 and path[-2] in _KEY_LISTS)
 
@@ -181,7 +204,7 @@ def _exposed(origin: Origin, path: KeyPath, file: Path) -> Finding:
     return Finding(origin=origin, path=path, message=message, is_warning=True)
 
 
-def _is_exposed(file: Path) -> bool:
+def is_exposed(file: Path) -> bool:
     """Tell whether anyone may read `file` and pass the directories above it."""
     try:
         resolved = file.resolve()

@@ -16,6 +16,7 @@ from rolemesh.config.node_checks import node_checks
 from rolemesh.config.node_settings import build_node_settings
 from rolemesh.config.schema import check_schema
 from rolemesh.config.settings import GatewaySettings, NodeSettings
+from rolemesh.config.tls_checks import tls_findings
 from rolemesh.config.tree import Finding, Node
 from rolemesh.errors import ConfigError, Problem
 
@@ -44,7 +45,11 @@ def load_gateway(
     def read_keys(root: Node) -> KeyFiles:
         return read_key_files(root, environ)
 
-    return _load(source, read_keys, gateway_checks, build_gateway_settings)
+    def checks(root: Node) -> Iterator[Finding]:
+        yield from gateway_checks(root)
+        yield from tls_findings(root, "gateway")
+
+    return _load(source, read_keys, checks, build_gateway_settings)
 
 
 def load_node(
@@ -52,8 +57,8 @@ def load_node(
 ) -> Loaded[NodeSettings]:
     """Return the node's settings; raises ConfigError with everything that is wrong.
 
-    `reads_keys`: whether to read the files that hold keys. A program that needs no keys may not
-    be allowed to; the keys in files are then missing from the settings.
+    `reads_keys`: whether to read the files that hold keys, or certificates. A program that needs
+    none may not be allowed to; the keys in files are then missing from the settings.
     """
 
     def build(root: Node, key_files: KeyFiles) -> NodeSettings:
@@ -62,7 +67,12 @@ def load_node(
     def read_keys(root: Node) -> KeyFiles:
         return read_key_files(root, environ) if reads_keys else KeyFiles()
 
-    return _load(source, read_keys, node_checks, build)
+    def checks(root: Node) -> Iterator[Finding]:
+        yield from node_checks(root)
+        if reads_keys:
+            yield from tls_findings(root, "node")
+
+    return _load(source, read_keys, checks, build)
 
 
 def _load(

@@ -8,17 +8,29 @@ from rolemesh.config.checks import (
     check_repeated_name,
     check_url,
 )
+from rolemesh.config.taken_paths import check_added_paths
 from rolemesh.config.tree import Finding, Node
 
 
 def node_checks(root: Node) -> Iterator[Finding]:
     """Yield everything wrong or doubtful in the node's tree that its schema lets through."""
     yield from check_url(root, ("advertise_url",))
+    yield from _advertised_scheme(root)
     yield from check_named_keys(root, ("auth", "clients"))
     yield from check_repeated_name(root, "gateways", "url")
     yield from check_repeated_name(root, "models", "model_id")
+    yield from check_added_paths(root)
     yield from _gateways(root)
     yield from _instance_models(root)
+
+
+def _advertised_scheme(root: Node) -> Iterator[Finding]:
+    node = tree.find(root, ("advertise_url",))
+    has_tls = tree.find(root, ("listen", "tls")) is not None
+    if node is not None and has_tls and str(node.value).startswith("http://"):
+        message = "listen.tls serves https:// only, so gateways would not reach this address"
+        path = ("advertise_url",)
+        yield Finding(origin=node.origin, path=path, message=message, is_warning=True)
 
 
 def _gateways(root: Node) -> Iterator[Finding]:

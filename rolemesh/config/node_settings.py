@@ -7,7 +7,14 @@ from typing import Final
 
 from rolemesh.config import tree
 from rolemesh.config.keys import AGENT_KEYS, KeyFiles, client_keys
-from rolemesh.config.sections import arguments_at, build_listen, value_at, with_values
+from rolemesh.config.sections import (
+    arguments_at,
+    build_client_tls,
+    build_listen,
+    build_paths,
+    value_at,
+    with_values,
+)
 from rolemesh.config.settings import (
     GatewayLink,
     InstanceSettings,
@@ -50,6 +57,7 @@ def build_node_settings(root: Node, key_files: KeyFiles, *, host_name: str) -> N
                 for name, node in tree.entries(tree.find(root, ("instances",))).items()
             }
         ),
+        paths=build_paths(root),
         policy=with_values(defaults.policy, tree.find(root, ("policy",))),
         limits=with_values(defaults.limits, tree.find(root, ("limits",))),
     )
@@ -64,7 +72,11 @@ def node_id_from(host_name: str) -> NodeId:
 def _gateway(root: Node, url: str, key_files: KeyFiles) -> GatewayLink:
     path = ("gateways", url)
     in_file = key_files.texts.get((*path, "api_key_file"))
-    return GatewayLink(url=url, api_key=in_file or tree.text_at(root, (*path, "api_key")))
+    return GatewayLink(
+        url=url,
+        api_key=in_file or tree.text_at(root, (*path, "api_key")),
+        tls=build_client_tls(tree.find(root, (*path, "tls"))),
+    )
 
 
 def _llama_server(root: Node) -> LlamaServer:

@@ -6,6 +6,7 @@ Every default below is also what the schema documents. Names are the configurati
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from types import MappingProxyType
@@ -16,24 +17,57 @@ from rolemesh.names import Alias, InstanceName, ModelId, NodeId, Role
 Network = IPv4Network | IPv6Network
 
 
+class Priority(IntEnum):
+    """Who is served first where requests wait; lower is earlier."""
+
+    INTERACTIVE = 0
+    DEFAULT = 1
+    BATCH = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerTls:
+    """The certificate a daemon shows; with `client_ca_file` it asks its callers for one, too."""
+
+    cert_file: Path
+    key_file: Path
+    client_ca_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientTls:
+    """How a server is verified (None: by the system's authorities), and what it is shown."""
+
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listen:
-    """Where a daemon accepts connections."""
+    """Where a daemon accepts connections; with `tls` they are HTTPS."""
 
     host: tuple[str, ...] = ("127.0.0.1",)
     port: int
+    tls: ServerTls | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientKey:
     """One accepted key: `name` appears in logs, `digest` is SHA-256 of the key.
 
-    `roles` are the aliases it may use; None means any.
+    `roles` are the aliases it may use; None means any. `priority` is the highest its requests may
+    have, `max_concurrent` how many of them run at once, `requests_per_minute` how many are taken;
+    None: no bound of its own. `admin` opens the operator's paths.
     """
 
     name: str
     digest: bytes = field(repr=False)
     roles: frozenset[Alias] | None = None
+    priority: Priority | None = None
+    max_concurrent: int | None = None
+    requests_per_minute: int | None = None
+    admin: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +94,8 @@ class Timeouts:
     connect_s: one connection attempt. first_byte_s: request sent -> first body byte that is not an
     SSE comment. idle_s: between two bytes after that. total_s: the whole request, queue and all
     attempts included. load_wait_s: how much of it may be spent waiting for a model to load.
+    keepalive_after_s: how long a streamed request is silent before its client gets SSE comments; 0:
+    for ever.
     """
 
     connect_s: float = 5.0
@@ -67,49 +103,71 @@ class Timeouts:
     idle_s: float = 120.0
     total_s: float = 3600.0
     load_wait_s: float = 300.0
+    keepalive_after_s: float = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds of what one client may make a daemon hold."""
+    """Bounds of what one client may make a daemon hold.
+
+    `max_concurrent_per_key` counts the requests of one client key that run; None: no bound.
+    """
 
     max_body_bytes: int = 64 * 1024 * 1024
     max_header_bytes: int = 64 * 1024
     header_timeout_s: float = 15.0
     max_queue: int = 64
     max_queue_wait_s: float = 60.0
+    max_concurrent_per_key: int | None = None
     drain_s: float = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProxyAlias:
-    """An alias answered by one fixed upstream.
+class AliasSettings:
+    """What every alias has.
 
-    `model` is sent upstream in place of the alias; None leaves the client's word. `defaults` are
-    request fields filled in where the client is silent.
+    `defaults` are request fields filled in where the client is silent. `fallback` are the aliases
+    tried, in this order, where this one cannot answer. `reserved_slots` of each candidate's are
+    left free by requests for other aliases. `echo_model`: replies name the alias as their model.
     """
 
     alias: Alias
-    proxy_url: str
-    model: str | None
     defaults: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    max_in_flight: int | None = None
     timeouts: Timeouts = field(default_factory=Timeouts)
+    fallback: tuple[Alias, ...] = ()
+    priority: Priority = Priority.DEFAULT
+    reserved_slots: int = 0
+    echo_model: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DiscoveredAlias:
+class ProxyAlias(AliasSettings):
+    """An alias answered by one fixed upstream.
+
+    `model` is sent upstream in place of the alias; None leaves the client's word. `api_key` is
+    what the upstream is shown. `max_in_flight` counts all requests sent to that URL.
+    """
+
+    proxy_url: str
+    model: str | None
+    api_key: str | None = field(default=None, repr=False)
+    tls: ClientTls | None = None
+    max_in_flight: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiscoveredAlias(AliasSettings):
     """An alias answered by whichever node announces its role."""
 
-    alias: Alias
     role: Role
-    defaults: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    timeouts: Timeouts = field(default_factory=Timeouts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
-    """Everything the gateway is told; `timeouts` are the ones without an alias of their own."""
+    """Everything the gateway is told; `timeouts` are the ones without an alias of their own.
+
+    `paths` are further paths to relay, and the slots that a request to each takes.
+    """
 
     listen: Listen = field(default_factory=lambda: Listen(port=8000))
     default_model: Alias | None = None
@@ -119,6 +177,9 @@ class GatewaySettings:
     timeouts: Timeouts = field(default_factory=Timeouts)
     limits: Limits = field(default_factory=Limits)
     stale_after_s: float = 30.0
+    nodes_tls: ClientTls | None = None
+    cors_origins: tuple[str, ...] = ()
+    paths: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     models: Mapping[Alias, ProxyAlias | DiscoveredAlias] = field(
         default_factory=lambda: MappingProxyType({})
     )
@@ -130,6 +191,7 @@ class GatewayLink:
 
     url: str
     api_key: str | None = field(default=None, repr=False)
+    tls: ClientTls | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,5 +258,6 @@ class NodeSettings:
     instances: Mapping[InstanceName, InstanceSettings] = field(
         default_factory=lambda: MappingProxyType({})
     )
+    paths: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     policy: NodePolicy = field(default_factory=NodePolicy)
     limits: Limits = field(default_factory=lambda: Limits(drain_s=10.0))

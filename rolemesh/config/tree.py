@@ -166,9 +166,13 @@ def holds_key(path: KeyPath) -> bool:
     where only something else is ever written.
     """
     match path:
-        case ("auth", "open") | ("auth", _, _, "roles", *_) | ("gateways", _, "url"):
+        case ("auth", "open") | ("gateways", _, "url"):
             return False
-        case ("auth" | "gateways", *_):
+        case ("auth", _, _, "roles" | "priority" | "max_concurrent" | "requests_per_minute", *_):
+            return False
+        case ("auth", _, _, "admin"):
+            return False
+        case ("auth" | "gateways", *_) | ("models", _, "api_key" | "api_key_file"):
             return True
         case _:
             return False

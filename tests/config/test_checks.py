@@ -9,7 +9,9 @@ def texts(findings: list[Finding]) -> list[str]:
     return [str(finding.problem()) for finding in findings]
 
 
-@pytest.mark.parametrize("url", ["http://h", "http://10.0.0.1:8011/v1", "http://[::1]:80"])
+@pytest.mark.parametrize(
+    "url", ["http://h", "http://10.0.0.1:8011/v1", "https://h", "https://[::1]:80/x"]
+)
 def test_a_base_url_is_accepted(parse: Parse, url: str) -> None:
     assert list(check_url(parse(f"url: '{url}'"), ("url",))) == []
 
@@ -17,7 +19,7 @@ def test_a_base_url_is_accepted(parse: Parse, url: str) -> None:
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
-        ("https://h", "https://h"),
+        ("ftp://h", "ftp://h"),
         ("h:8011", "h:8011"),
         ("http://", "http://"),
         ("http://h:99999", "http://h:99999"),
@@ -30,7 +32,7 @@ def test_what_cannot_be_connected_to_is_found_without_showing_a_password(
     parse: Parse, url: str, shown: str
 ) -> None:
     assert texts([*check_url(parse(f"url: '{url}'"), ("url",))]) == [
-        f'f.yaml:1: url: expected http://HOST[:PORT][/PREFIX], found "{shown}"'
+        f'f.yaml:1: url: expected http[s]://HOST[:PORT][/PREFIX], found "{shown}"'
     ]
 
 

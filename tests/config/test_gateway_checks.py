@@ -115,7 +115,7 @@ def test_keys_and_urls_are_checked(parse: Parse) -> None:
     assert findings(parse, text) == [
         f"f.yaml:1: auth.clients.a: {keys}",
         f"f.yaml:1: auth.nodes.b: {keys}",
-        'f.yaml:2: models.c.proxy_url: expected http://HOST[:PORT][/PREFIX], found "ftp://h"',
+        'f.yaml:2: models.c.proxy_url: expected http[s]://HOST[:PORT][/PREFIX], found "ftp://h"',
     ]
 
 
@@ -136,3 +136,38 @@ def test_a_model_name_for_a_discovered_alias_is_warned_about(parse: Parse) -> No
         "f.yaml:1: models.a.defaults.model: no effect: what is sent to a node is the model_id "
         "that it announced"
     ]
+
+
+@pytest.mark.parametrize(
+    ("fallback", "found"),
+    [
+        ("[planner]", []),
+        ("[planer]", ['expected an alias that models defines, found "planer"; did you mean '
+            '"planner"?']),
+        ("[coder]", ['expected another alias than its own, found "coder"']),
+        ("5", []),
+    ],
+)  # fmt: skip
+def test_a_fallback_is_another_alias(parse: Parse, fallback: str, found: list[str]) -> None:
+    text = f"models: {{planner: {{type: discovered}}, coder: {{fallback: {fallback}}}}}"
+    where = "f.yaml:1: models.coder.fallback[0]: "
+    assert findings(parse, text) == [where + each for each in found]
+
+
+def test_an_upstream_has_one_key(parse: Parse) -> None:
+    text = "models: {p: {type: proxy, proxy_url: http://up, api_key: a, api_key_file: /b}}"
+    assert findings(parse, text) == [
+        "f.yaml:1: models.p: expected at most one of api_key and api_key_file, found both"
+    ]
+
+
+@pytest.mark.parametrize(("url", "is_doubtful"), [("http://h/v1/", True), ("http://h/v10", False)])
+def test_a_base_url_that_has_the_version_already_is_doubtful(
+    parse: Parse, url: str, is_doubtful: bool
+) -> None:
+    text = f"models: {{a: {{type: proxy, proxy_url: {url}}}}}"
+    expected = [
+        "f.yaml:1: models.a.proxy_url: requests would go to .../v1/v1/...; leave /v1 out, unless "
+        "that is meant"
+    ]
+    assert findings(parse, text, are_warnings=True) == (expected if is_doubtful else [])

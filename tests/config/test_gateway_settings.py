@@ -1,15 +1,19 @@
 from ipaddress import ip_network
+from pathlib import Path
 
 from rolemesh.config import tree
 from rolemesh.config.gateway_settings import build_gateway_settings
 from rolemesh.config.keys import KeyFiles
 from rolemesh.config.settings import (
+    ClientTls,
     DiscoveredAlias,
     GatewayNetwork,
     GatewaySettings,
     Limits,
     Listen,
+    Priority,
     ProxyAlias,
+    ServerTls,
     Timeouts,
 )
 from rolemesh.names import Alias, Role
@@ -113,3 +117,63 @@ def test_equal_trees_give_equal_settings_so_that_a_reload_can_tell(parse: Parse)
     text = "models: {a: {type: proxy, proxy_url: 'http://h', defaults: {stop: [x]}}}"
     assert build(parse, text) == build(parse, "# moved\n" + text)
     assert build(parse, text) != build(parse, text.replace("[x]", "[y]"))
+
+
+def test_what_every_alias_may_say(parse: Parse) -> None:
+    settings = build(
+        parse,
+        """
+        models:
+          coder: {type: discovered, fallback: [planner, planner], priority: batch,
+                  reserved_slots: 2, echo_model: true}
+          planner: {type: proxy, proxy_url: "https://up", api_key: sk-1, tls: {ca_file: /ca.pem}}
+        """,
+    )
+    coder = settings.models[Alias("coder")]
+    assert (coder.fallback, coder.priority) == ((Alias("planner"),), Priority.BATCH)
+    assert (coder.reserved_slots, coder.echo_model) == (2, True)
+    planner = settings.models[Alias("planner")]
+    assert isinstance(planner, ProxyAlias)
+    assert (planner.fallback, planner.priority, planner.reserved_slots) == ((), Priority.DEFAULT, 0)
+    assert planner.api_key == "sk-1"
+    assert planner.tls == ClientTls(ca_file=Path("/ca.pem"))
+    assert "sk-1" not in repr(planner)
+
+
+def test_the_key_of_an_upstream_may_stand_in_a_file(parse: Parse) -> None:
+    root = parse("models: {p: {type: proxy, proxy_url: http://up, api_key_file: /etc/key}}")
+    files = KeyFiles(texts={("models", "p", "api_key_file"): "sk-2"})
+    planner = build_gateway_settings(root, files).models[Alias("p")]
+    assert isinstance(planner, ProxyAlias)
+    assert planner.api_key == "sk-2"
+
+
+def test_what_a_named_key_may_do(parse: Parse) -> None:
+    settings = build(
+        parse,
+        """
+        auth: {clients: {ci: {key: b, roles: [coder], priority: interactive, max_concurrent: 4,
+                              requests_per_minute: 60.0, admin: true}}}
+        """,
+    )
+    (key,) = settings.auth.clients
+    assert (key.priority, key.max_concurrent, key.requests_per_minute) == (Priority(0), 4, 60)
+    assert (key.roles, key.admin) == (frozenset({Alias("coder")}), True)
+
+
+def test_who_else_is_let_in(parse: Parse) -> None:
+    settings = build(
+        parse,
+        """
+        listen: {tls: {cert_file: /c.pem, key_file: /k.pem}}
+        nodes: {tls: {ca_file: /ca.pem}}
+        cors: {allow_origins: ["https://chat.example"]}
+        paths: {/infill: {}, /v1/count: {slots: 0}}
+        limits: {max_concurrent_per_key: 8}
+        """,
+    )
+    assert settings.listen.tls == ServerTls(cert_file=Path("/c.pem"), key_file=Path("/k.pem"))
+    assert settings.nodes_tls == ClientTls(ca_file=Path("/ca.pem"))
+    assert settings.cors_origins == ("https://chat.example",)
+    assert settings.paths == {"/infill": 1, "/v1/count": 0}
+    assert settings.limits.max_concurrent_per_key == 8

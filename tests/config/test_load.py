@@ -1,6 +1,7 @@
 import hashlib
 import re
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from rolemesh.config.tree import Program
 from rolemesh.errors import ConfigError, Problem
 from rolemesh.names import Alias, ModelId
 from tests.config.conftest import Write
+from tests.lab.certificates import Authority
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "etc" / "examples"
@@ -161,7 +163,8 @@ def test_keys_that_only_an_old_file_knows_are_warned_about_and_do_no_harm(write:
     top = "advertise_url, auth, gateways, instances, limits, listen, llama_server, models, "
     assert list(map(str, loaded.warnings)) == [
         f"{path}:5: models.planner-gguf.gpu: unknown key (ignored); known here: {keys}",
-        f"{path}:6: heartbeat_s: unknown key (ignored); known here: {top}node_id, policy, version",
+        f"{path}:6: heartbeat_s: unknown key (ignored); known here: {top}node_id, paths, policy, "
+        "version",
     ]
 
 
@@ -240,7 +243,7 @@ def test_problems_of_every_kind_are_told_at_once_in_the_order_of_the_files(
         f'{a}:1: listen.host: expected a loopback address, found "0.0.0.0"; without client keys '
         "anyone who reaches that address could use the models: set auth.client_api_keys or "
         "auth.clients, or permit it with auth: {open: true}",
-        f'{a}:2: models.planner.proxy_url: expected http://HOST[:PORT][/PREFIX], found "ftp://h"',
+        f'{a}:2: models.planner.proxy_url: expected http[s]://HOST[:PORT][/PREFIX], found "ftp://h"',
         f"{a}:3: network.allow_nodes[0]: expected a network such as 10.0.0.0/24, found "
         '"lan"',
         f"{b}:1: default_model: expected an alias that models defines, found "
@@ -310,12 +313,31 @@ def test_credentials_come_from_the_directory_that_systemd_names(
 # --- what is shipped ------------------------------------------------------------------------
 
 
+@pytest.fixture
+def made_here(write: Write, tmp_path: Path, authority: Authority) -> Callable[[str], str]:
+    """Return an example's text with the files it names in the test's directory, where they are."""
+    certificate = authority.sign()
+    write("files/keys/ci", "key-of-ci")
+    write("files/tls/ca.pem", authority.ca_file.read_text())
+    write("files/tls/cert.pem", certificate.cert_file.read_text())
+    write("files/tls/key.pem", certificate.key_file.read_text())
+
+    def rename(text: str) -> str:
+        return re.sub(r"/etc/rolemesh/(keys|tls)/", rf"{tmp_path}/files/\1/", text)
+
+    return rename
+
+
 @pytest.mark.parametrize("program", ["gateway", "node"])
-def test_every_example_is_valid(program: Program) -> None:
+def test_every_example_is_valid(
+    program: Program, write: Write, tmp_path: Path, made_here: Callable[[str], str]
+) -> None:
     load = load_gateway if program == "gateway" else load_node
-    directory = EXAMPLES / f"{program}.d"
-    together = load(ConfigSource(program=program, config_dir=directory), {})
-    assert {path.name for path in together.files} == {path.name for path in directory.iterdir()}
+    shipped = sorted((EXAMPLES / f"{program}.d").iterdir())
+    for path in shipped:
+        write(f"etc/{path.name}", made_here(path.read_text()))
+    together = load(ConfigSource(program=program, config_dir=tmp_path / "etc"), {})
+    assert [path.name for path in together.files] == [path.name for path in shipped]
     for warning in together.warnings:
         assert "every user of this machine can read this key" in warning.message
 
@@ -342,13 +364,12 @@ def test_the_examples_of_limits_and_policy_are_the_defaults() -> None:
 
 @pytest.mark.parametrize("program", ["gateway", "node"])
 def test_the_examples_of_the_documentation_make_one_valid_configuration(
-    program: Program, write: Write, tmp_path: Path
+    program: Program, write: Write, tmp_path: Path, made_here: Callable[[str], str]
 ) -> None:
-    write("etc/keys/ci", "key-of-ci")
     for owner, name, text in DOCUMENTED:
         if owner == program:
-            write(f"etc/{name}", text.replace("/etc/rolemesh/keys/ci", f"{tmp_path}/etc/keys/ci"))
+            write(f"etc/{name}", made_here(text))
     directory = tmp_path / "etc"
     settings = (gateway if program == "gateway" else node)(directory).settings
     assert "```yaml\n" not in re.sub(r"```yaml\n# (gateway|node)\.d/", "", DOCUMENT)
-    assert len(settings.models) == {"gateway": 4, "node": 1}[program]
+    assert len(settings.models) == {"gateway": 5, "node": 1}[program]

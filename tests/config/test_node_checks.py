@@ -41,15 +41,15 @@ def test_without_models_only_the_schema_can_be_at_fault(parse: Parse, models: st
 
 def test_urls_and_keys_are_checked(parse: Parse) -> None:
     text = """
-        advertise_url: "https://h"
+        advertise_url: "ftp://h"
         gateways:
           - {url: "h:1"}
           - {url: "http://h:1", api_key: a, api_key_file: /b}
         auth: {clients: {c: {}}}
         """
-    url = "expected http://HOST[:PORT][/PREFIX], found"
+    url = "expected http[s]://HOST[:PORT][/PREFIX], found"
     assert findings(parse, text) == [
-        f'f.yaml:1: advertise_url: {url} "https://h"',
+        f'f.yaml:1: advertise_url: {url} "ftp://h"',
         "f.yaml:5: auth.clients.c: expected exactly one of key, key_sha256 and key_file, "
         "found none",
         f'f.yaml:3: gateways."h:1".url: {url} "h:1"',
@@ -60,7 +60,7 @@ def test_urls_and_keys_are_checked(parse: Parse) -> None:
 
 def test_a_gateway_url_is_shown_without_its_password(parse: Parse) -> None:
     assert findings(parse, "gateways: {'http://me:secret@h:1': {api_key: a}}") == [
-        'f.yaml:1: gateways."http://...@h:1".url: expected http://HOST[:PORT][/PREFIX], '
+        'f.yaml:1: gateways."http://...@h:1".url: expected http[s]://HOST[:PORT][/PREFIX], '
         'found "http://...@h:1"'
     ]
 
@@ -69,3 +69,12 @@ def test_the_name_inside_a_mapping_is_its_key(parse: Parse) -> None:
     assert findings(parse, "models: {a: {model_id: b}}") == [
         'f.yaml:1: models.a.model_id: expected "a", as its key says, found "b"'
     ]
+
+
+def test_an_advertised_url_that_nobody_serves_is_doubtful(parse: Parse) -> None:
+    text = "{advertise_url: 'http://h:1', listen: {tls: {cert_file: /c, key_file: /k}}}"
+    assert findings(parse, text) == [
+        "f.yaml:1: advertise_url: listen.tls serves https:// only, so gateways would not reach "
+        "this address"
+    ]
+    assert findings(parse, text.replace("http:", "https:")) == []

@@ -123,8 +123,8 @@ def test_all_problems_are_told_at_once_with_file_line_and_key(parse: Parse) -> N
         "found nothing",
         "f.yaml:10: models.planner.max_in_flight: expected a whole number of requests, 1 or "
         "more, found 0",
-        "f.yaml:11: models.coder.proxy_url: unknown key; known here: defaults, role, timeouts, "
-        "type",
+        "f.yaml:11: models.coder.proxy_url: unknown key; known here: defaults, echo_model, "
+        "fallback, priority, reserved_slots, role, timeouts, type",
         'f.yaml:12: models.critic.type: expected proxy or discovered, found "magic"',
         "f.yaml:13: models.writer.type: expected proxy or discovered, found nothing",
         "f.yaml:14: models.other: expected a mapping with type: proxy or type: discovered, "
@@ -175,12 +175,6 @@ def test_an_unknown_key_is_answered_with_the_nearest_known_one(parse: Parse) -> 
         'f.yaml:2: timeouts.idle: unknown key; did you mean "idle_s"?',
         'f.yaml:3: models.a.defualts: unknown key; did you mean "defaults"?',
     ]
-
-
-@pytest.mark.parametrize("key", ["fallback", "priority"])
-def test_what_is_not_implemented_is_not_accepted(parse: Parse, key: str) -> None:
-    (problem,) = problems(parse, "gateway", f"models: {{a: {{type: discovered, {key}: x}}}}")
-    assert problem.startswith(f"f.yaml:1: models.a.{key}: unknown key")
 
 
 def test_in_the_single_file_form_unknown_keys_are_warned_about_and_dropped(parse: Parse) -> None:

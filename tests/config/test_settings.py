@@ -14,6 +14,7 @@ from rolemesh.names import Alias, InstanceName, ModelId, NodeId, Role
 GATEWAY = s.GatewaySettings()
 NODE = s.NodeSettings(node_id=NodeId("n"))
 MODEL = s.ModelSettings(model_id=ModelId("m"), path=Path("/m"), roles=(Role("r"),))
+OF_QUEUES = ("max_queue", "max_queue_wait_s", "max_concurrent_per_key")
 CLIENT = s.ClientKey(name="c", digest=b"")
 PROXY = s.ProxyAlias(alias=Alias("a"), proxy_url="", model=None)
 
@@ -46,13 +47,19 @@ def fields(instance: Any, *without: str) -> dict[str, Any]:
     [
         (documented_at("gateway", "timeouts"), fields(GATEWAY.timeouts)),
         (documented_at("gateway", "limits"), fields(GATEWAY.limits)),
-        (documented_at("gateway", "nodes"), {"stale_after_s": GATEWAY.stale_after_s}),
+        (documented_at("gateway", "nodes"), {"stale_after_s": GATEWAY.stale_after_s, "tls": None}),
         (documented_at("gateway", "aliases"), {"from_roles": GATEWAY.aliases_from_roles}),
         (documented_at("gateway", "network"), fields(GATEWAY.network)),
-        (documented_at("gateway", "listen"), {"host": "127.0.0.1", "port": GATEWAY.listen.port}),
-        (documented_at("node", "limits"), fields(NODE.limits, "max_queue", "max_queue_wait_s")),
+        (
+            documented_at("gateway", "listen"),
+            {"host": "127.0.0.1", "port": GATEWAY.listen.port, "tls": None},
+        ),
+        (documented_at("node", "limits"), fields(NODE.limits, *OF_QUEUES)),
         (documented_at("node", "policy"), fields(NODE.policy)),
-        (documented_at("node", "listen"), {"host": "127.0.0.1", "port": NODE.listen.port}),
+        (
+            documented_at("node", "listen"),
+            {"host": "127.0.0.1", "port": NODE.listen.port, "tls": None},
+        ),
     ],
 )
 def test_the_schema_documents_exactly_the_fields_and_their_defaults(
@@ -66,10 +73,18 @@ def test_the_schema_documents_exactly_the_fields_and_their_defaults(
     [
         (
             documented_at("gateway"),
-            {"version", "nodes", "aliases", *fields(GATEWAY, "aliases_from_roles", "stale_after_s")},
+            {
+                "version",
+                "nodes",
+                "aliases",
+                "cors",
+                *fields(
+                    GATEWAY, "aliases_from_roles", "stale_after_s", "nodes_tls", "cors_origins"
+                ),
+            },
         ),
         (documented_at("gateway", "proxy"),
-            {"type", "openai_model_name", *fields(PROXY, "alias", "model")}),
+            {"type", "openai_model_name", "api_key_file", *fields(PROXY, "alias", "model")}),
         (documented_at("gateway", "client"),
             {"key", "key_sha256", "key_file", *fields(CLIENT, "name", "digest")}),
         (documented_at("node"), {"version", *fields(NODE)}),

@@ -71,7 +71,7 @@ def test_a_refused_reload_leaves_everything_as_it_was(
         store.reload()
     assert str(refused.value) == (
         f'{path}:2: modles: unknown key; did you mean "models"?\n'
-        f"{path}:3: listen: expected a mapping with host and port, found 5"
+        f"{path}:3: listen: expected a mapping with host, port and tls, found 5"
     )
     assert store.loaded is before
     assert store.generation == 1
