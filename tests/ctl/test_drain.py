@@ -1,0 +1,30 @@
+import json
+
+from tests.ctl.conftest import Ctl
+from tests.ctl.test_ps import request
+from tests.fakes.operator_api import OperatorApi
+
+DRAINED = {"node_id": "gpubox", "drained": True}
+HERE, ELSEWHERE = request("req-a"), request("req-b", node="other")
+
+
+def test_a_drained_node_finishes_what_runs(ask: Ctl, gateway: OperatorApi) -> None:
+    gateway.replies["POST nodes/gpubox/drain"] = DRAINED
+    gateway.replies["GET requests"] = {"requests": [HERE, ELSEWHERE]}
+    done = ask("drain", "gpubox")
+    assert (done.status, done.out) == (0, "gpubox gets no new requests; 1 still run there\n")
+    assert json.loads(ask("drain", "gpubox", "--json").out) == DRAINED
+
+
+def test_waiting_ends_when_nothing_runs_there(ask: Ctl, gateway: OperatorApi) -> None:
+    gateway.replies["POST nodes/gpubox/drain"] = DRAINED
+    gateway.replies["GET requests"] = [{"requests": [HERE]}, {"requests": [ELSEWHERE]}]
+    done = ask("drain", "gpubox", "--wait")
+    assert (done.status, done.out) == (0, "gpubox is drained: no request runs there\n")
+    assert gateway.asked == ["POST nodes/gpubox/drain", "GET requests", "GET requests"]
+
+
+def test_a_node_that_is_not_there_is_status_4(ask: Ctl, gateway: OperatorApi) -> None:
+    gateway.refuse("POST nodes/nobody/drain", 404, "no node nobody is known")
+    done = ask("drain", "nobody")
+    assert (done.status, done.err) == (4, "rolemeshctl: no node nobody is known\n")
