@@ -6,12 +6,12 @@ older gateway understands a newer node. docs/protocol.md is the prose of this mo
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
 from rolemesh import jsonread
-from rolemesh.names import ModelId, NodeId, Role
+from rolemesh.names import InstanceName, ModelId, NodeId, Role
 
 
 class ModelState(Enum):
@@ -26,12 +26,36 @@ class ModelState(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceReport:
+    """One ready instance of a model: what takes requests, and how many at once."""
+
+    name: InstanceName
+    slots: int
+    slots_free: int | None = None
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> "InstanceReport":
+        """Read one element of a model's `instances`; raises jsonread.JsonError naming the field."""
+        return cls(
+            name=InstanceName(jsonread.get_str(tree, "name")),
+            slots=jsonread.get_optional_int(tree, "slots") or 1,
+            slots_free=jsonread.get_optional_int(tree, "slots_free"),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the element of `instances`; what is not known is left out."""
+        tree = {"name": self.name, "slots": self.slots, "slots_free": self.slots_free}
+        return {key: value for key, value in tree.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReport:
     """One model of a node.
 
     `usable`: ready, loading, or loadable without an operator. `slots` and `slots_free` count the
     slots of its loaded instances, None when the node does not count. `progress` is 0..1 of a load
-    under way. `reason` says why the model is not usable.
+    under way. `reason` says why the model is not usable. `instances` are the ready ones; a node
+    that does not tell them apart leaves them out.
     """
 
     model_id: ModelId
@@ -43,6 +67,7 @@ class ModelReport:
     slots: int | None = None
     slots_free: int | None = None
     progress: float | None = None
+    instances: tuple[InstanceReport, ...] = ()
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> "ModelReport":
@@ -59,6 +84,9 @@ class ModelReport:
             slots=jsonread.get_optional_int(tree, "slots"),
             slots_free=jsonread.get_optional_int(tree, "slots_free"),
             progress=jsonread.get_optional_float(tree, "progress"),
+            instances=tuple(
+                map(InstanceReport.from_json, jsonread.get_optional_objects(tree, "instances"))
+            ),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -73,8 +101,14 @@ class ModelReport:
             "slots": self.slots,
             "slots_free": self.slots_free,
             "progress": self.progress,
+            "instances": [instance.to_json() for instance in self.instances] or None,
         }
         return {key: value for key, value in tree.items() if value is not None}
+
+    def without_free_slots(self) -> "ModelReport":
+        """Return the report without what comes and goes with every request."""
+        instances = tuple(replace(instance, slots_free=None) for instance in self.instances)
+        return replace(self, slots_free=None, instances=instances)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """What a client connection needs of the server that accepted it."""
 
 import asyncio
-from collections.abc import Callable, Container
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from rolemesh.config.settings import Limits
@@ -11,6 +11,7 @@ from rolemesh.relay.client import ClientStream, InboundRequest
 from rolemesh.relay.deadlines import Deadlines, Timed
 from rolemesh.relay.job import Job
 from rolemesh.relay.outbox import Outbox
+from rolemesh.relay.paths import InferencePath
 from rolemesh.runtime.tasks import TaskScope
 
 
@@ -19,8 +20,9 @@ class Acceptor(Protocol):
 
     loop: asyncio.AbstractEventLoop
     clock: Callable[[], float]
-    paths: Container[str]
+    paths: Mapping[str, InferencePath]
     other: Callable[[], asyncio.Protocol]
+    allowed_origins: tuple[str, ...]
     limits: Limits
     draining: bool
     outbox: Outbox

@@ -2,7 +2,7 @@
 
 A daemon on a loopback address may go without keys. Then a web page in a browser on the same
 machine could call it too (by its own origin, or by a name rebound to 127.0.0.1), so foreign Origin
-and Host headers are refused.
+and Host headers are refused. Origins whose pages may read replies anyhow are not foreign.
 """
 
 import ipaddress
@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from rolemesh.config.settings import Network
 from rolemesh.errors import NotAllowed
+from rolemesh.relay import cors
 from rolemesh.runtime.keys import KeyRing, Principal
 from rolemesh.runtime.listeners import is_loopback
 
@@ -24,13 +25,19 @@ class Access:
     """The admission rule of one group of paths.
 
     `networks` are the source networks allowed (None: any). `local_only` refuses whoever does not
-    address this machine by a local name.
+    address this machine by a local name, and pages of any origin but local ones and `origins`.
     """
 
     def __init__(
-        self, keys: KeyRing, networks: tuple[Network, ...] | None, *, local_only: bool
+        self,
+        keys: KeyRing,
+        networks: tuple[Network, ...] | None,
+        *,
+        local_only: bool,
+        origins: tuple[str, ...] = (),
     ) -> None:
         self._keys = keys
+        self._origins = origins
         self._networks = networks
         self._local_only = local_only
 
@@ -41,8 +48,15 @@ class Access:
             raise NotAllowed(msg)
         if self._local_only:
             _require_local_peer(peer)
-            _require_local(field("host"), field("origin"))
+            origin = field("origin")
+            if origin and cors.is_allowed(origin, self._origins):
+                origin = None
+            _require_local(field("host"), origin)
         return self._keys.identify(field("authorization"), field("x-api-key"))
+
+    def present(self, principal: Principal) -> Principal | None:
+        """Return what rights somebody identified before has now, None if his key is gone."""
+        return self._keys.present(principal)
 
 
 @lru_cache(maxsize=4096)

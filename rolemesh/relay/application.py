@@ -1,23 +1,29 @@
 """The aiohttp application that takes every request which is not an inference request.
 
-Connections come from `connection.ClientConnection` by hand-off and close after one reply, so that
-a client's next request starts in the relay again. Every error leaves as a JSON error object.
+Connections come from `connection.ClientConnection` by way of `handoff`, and close after one reply,
+so that a client's next request starts in the relay again. Every error leaves as a JSON error object.
 """
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final, cast
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from aiohttp import web
 
 from rolemesh import errors
-from rolemesh.names import RequestId, new_request_id, parse_request_id
-from rolemesh.relay.replies import Reply, error_reply
+from rolemesh.names import RequestId
+from rolemesh.relay.cors import cors_fields, preflight_fields
+from rolemesh.relay.handoff import Admit, HandOff
+from rolemesh.relay.paths import INFERENCE_PATHS, InferencePath
+from rolemesh.relay.replies import Dialect, Reply, error_reply
+
+if TYPE_CHECKING:
+    import asyncio
 
 logger = logging.getLogger(__name__)
-# A request that aiohttp cannot parse is the client's fault, and not worth a traceback.
+# What a client sends behind its request is not looked at, and not worth a traceback.
 logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
 
 Respond = Callable[[web.Request], Awaitable[Reply]]
@@ -27,8 +33,6 @@ _MAX_LINE_BYTES: Final = 1 << 20
 """Far above limits.max_header_bytes, which bounds a head before aiohttp sees it."""
 
 _SHUTDOWN_S: Final = 1.0
-
-ProtocolFactory = Callable[[], asyncio.Protocol]
 
 
 def route(method: str, path: str, respond: Respond) -> web.RouteDef:
@@ -41,13 +45,9 @@ def route(method: str, path: str, respond: Respond) -> web.RouteDef:
     return web.route(method, path, handler)
 
 
-def refuse_method(path: str, *, allowed: str) -> web.RouteDef:
-    """Return a route for a path that the relay serves itself, with the one method it takes."""
-
-    async def handler(request: web.Request) -> web.StreamResponse:
-        raise web.HTTPMethodNotAllowed(request.method, [allowed])
-
-    return web.route("*", path, handler)
+def request_id_of(request: web.Request) -> RequestId:
+    """Return the id of a request: the client's own, or ours."""
+    return RequestId(request.headers["X-Request-Id"])  # requests are handed on with one
 
 
 def peer_of(request: web.Request) -> str:
@@ -57,10 +57,20 @@ def peer_of(request: web.Request) -> str:
 
 @asynccontextmanager
 async def open_application(
-    routes: list[web.RouteDef], *, max_body_bytes: int
-) -> AsyncIterator[ProtocolFactory]:
-    """Run an application with these routes; yields what makes the protocol for a connection."""
-    app = web.Application(middlewares=[_envelope(max_body_bytes)], client_max_size=max_body_bytes)
+    routes: list[web.RouteDef],
+    *,
+    max_body_bytes: int,
+    admit: Admit,
+    paths: Callable[[], Mapping[str, InferencePath]] = lambda: INFERENCE_PATHS,
+    allowed_origins: Callable[[], tuple[str, ...]] = lambda: (),
+) -> AsyncIterator[HandOff]:
+    """Run an application with these routes; yields what makes the protocol for a connection.
+
+    `paths` gives the inference paths, which are the relay's with POST and take nothing else. The
+    other parameters are those of HandOff.
+    """
+    app = web.Application(middlewares=[_envelope(paths)], client_max_size=max_body_bytes)
+    app.on_response_prepare.append(_reply_headers(allowed_origins))
     app.add_routes(routes)
     runner = web.AppRunner(
         app, access_log=None, max_line_size=_MAX_LINE_BYTES, max_field_size=_MAX_LINE_BYTES
@@ -68,53 +78,81 @@ async def open_application(
     await runner.setup()
     server = runner.server
     assert server is not None
+    handed = HandOff(
+        application=cast("Callable[[], asyncio.Protocol]", server),
+        max_body_bytes=max_body_bytes,
+        admit=admit,
+        allowed_origins=allowed_origins,
+    )
     try:
-        yield cast("ProtocolFactory", server)
+        yield handed
     finally:
+        handed.close()
         # Where the runner takes a timeout for this differs between aiohttp's versions.
         await server.shutdown(_SHUTDOWN_S)
         await runner.cleanup()
 
 
-def _envelope(max_body_bytes: int) -> Any:
-    """Return the middleware that makes every error a JSON reply, and every reply the last."""
+def _envelope(paths: Callable[[], Mapping[str, InferencePath]]) -> Any:
+    """Return the middleware that makes every error a JSON reply, and answers every OPTIONS."""
 
     @web.middleware
     async def answer(
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        wanted = request.headers.get("X-Request-Id", "")
-        request_id = parse_request_id(wanted) or new_request_id()
+        kind = paths().get(request.path)
+        dialect = Dialect.OPENAI if kind is None else kind.dialect
         try:
-            response = await handler(request)
-        except errors.RoleMeshError as err:
-            response = _as_response(err, request_id)
-        except web.HTTPRequestEntityTooLarge:
-            response = _as_response(errors.BodyTooLarge(max_body_bytes), request_id)
+            return await handler(request)
+        except web.HTTPMethodNotAllowed as err:
+            return _refuse_method(request, {*err.allowed_methods, "OPTIONS"}, dialect)
+        except web.HTTPNotFound:
+            if kind is not None:
+                return _refuse_method(request, {"OPTIONS", "POST"}, dialect)
+            unknown = errors.UnknownPath(f"there is no {request.method} {request.path[:256]} here")
+            return _as_response(unknown, request, dialect)
         except web.HTTPException as err:
-            response = _as_response(_translate(err, request), request_id)
+            return _as_response(errors.BadRequest(err.reason), request, dialect)
+        except errors.RoleMeshError as err:
+            return _as_response(err, request, dialect)
         except Exception:
             logger.exception("%s %s failed inside RoleMesh", request.method, request.path)
             failure = errors.RoleMeshError("internal error; the journal has the details")
-            response = _as_response(failure, request_id)
-        response.headers["X-Request-Id"] = request_id
-        response.headers["Server"] = "rolemesh"
-        response.force_close()
-        return response
+            return _as_response(failure, request, dialect)
 
     return answer
 
 
-def _as_response(error: errors.RoleMeshError, request_id: RequestId) -> web.Response:
-    reply = error_reply(error, request_id)
+def _refuse_method(request: web.Request, methods: set[str], dialect: Dialect) -> web.Response:
+    allowed = tuple(sorted(methods))
+    if request.method == "OPTIONS":
+        fields = {"Allow": ", ".join(allowed)}
+        return web.Response(status=HTTPStatus.NO_CONTENT, headers=fields)
+    msg = f"{request.path} takes {', '.join(allowed)}, not {request.method}"
+    return _as_response(errors.MethodNotAllowed(msg, allowed), request, dialect)
+
+
+def _reply_headers(allowed_origins: Callable[[], tuple[str, ...]]) -> Any:
+    """Return what gives every reply its headers, just before it is sent, and makes it the last."""
+
+    async def prepare(request: web.Request, response: web.StreamResponse) -> None:
+        headers, origins = response.headers, allowed_origins()
+        headers["X-Request-Id"] = request_id_of(request)
+        headers["Server"] = "rolemesh"
+        headers["Connection"] = "close"
+        origin = request.headers.get("Origin")
+        headers.update(cors_fields(origin, origins))
+        if request.method == "OPTIONS":
+            wanted = request.headers.get("Access-Control-Request-Headers")
+            methods = headers.get("Allow", "")
+            headers.update(preflight_fields(origin, origins, methods=methods, headers=wanted))
+        response.force_close()
+
+    return prepare
+
+
+def _as_response(
+    error: errors.RoleMeshError, request: web.Request, dialect: Dialect
+) -> web.Response:
+    reply = error_reply(error, request_id_of(request), dialect)
     return web.Response(status=reply.status, body=reply.body, headers=dict(reply.fields))
-
-
-def _translate(error: web.HTTPException, request: web.Request) -> errors.RoleMeshError:
-    if isinstance(error, web.HTTPMethodNotAllowed):
-        allowed = tuple(sorted(error.allowed_methods))
-        msg = f"{request.path} takes {', '.join(allowed)}, not {request.method}"
-        return errors.MethodNotAllowed(msg, allowed)
-    if isinstance(error, web.HTTPNotFound):
-        return errors.UnknownPath(f"there is no {request.method} {request.path} here")
-    return errors.BadRequest(error.reason)

@@ -1,6 +1,7 @@
 """One attempt for who has to wait: for a connection, then for the end of the exchange."""
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 
 from rolemesh.address import UpstreamAddress
@@ -23,7 +24,7 @@ async def attempt(
     timeouts: Timeouts,
     deadline: float,
     added: bytes,
-    kind: type[Exchange] = Exchange,
+    kind: Callable[..., Exchange] = Exchange,
 ) -> tuple[Ended, float]:
     """Send a request, head and body, and relay the answer.
 

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Final, Protocol
 
 from rolemesh import errors
 from rolemesh.names import RequestId
+from rolemesh.relay.headers import chunk
 from rolemesh.relay.members import Buffer
-from rolemesh.relay.replies import Reply, error_event, error_reply
+from rolemesh.relay.replies import Dialect, Reply, error_event, error_reply, refusal_event
 
 
 class ReplySink(Protocol):
@@ -71,6 +72,10 @@ class InboundRequest:
 
 FrameEvent = Callable[[bytes], bytes | None]
 
+_STREAM_HEAD: Final = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\n"
+)
+
 
 class ClientStream:
     """The reply side of one request. Exactly one reply is written, in one of three ways.
@@ -78,24 +83,46 @@ class ClientStream:
     `send` writes a whole reply. `begin`, `write`..., `end` relay one, as `relay` does at once. `fail`
     reports an error: as a reply before `begin`, as an event inside an SSE stream after it, and in both cases after
     `begin` the connection is closed without a proper end, so that no client takes it for whole.
+
+    `comment` commits the reply to be an SSE stream before anything is there to relay; then what is
+    sent or fails is an event of it.
     """
 
     __slots__ = (
         "_connection",
         "_frame_event",
+        "added",
+        "bytes_out",
+        "committed",
+        "dialect",
         "done",
         "http_minor",
+        "is_told",
         "on_begin",
         "request_id",
         "status",
         "write",
     )
 
-    def __init__(self, connection: ReplySink, request_id: RequestId, minor: int) -> None:
+    def __init__(
+        self,
+        connection: ReplySink,
+        request_id: RequestId,
+        minor: int,
+        dialect: Dialect = Dialect.OPENAI,
+    ) -> None:
         self._connection = connection
         self._frame_event: FrameEvent | None = None
         self.request_id = request_id
         self.http_minor = minor
+        self.dialect = dialect
+        self.committed = False
+        self.added = b""
+        """Header lines that a relayed reply has on top of its own."""
+        self.is_told = False
+        """Whether the upstream itself has told the client why the stream ends."""
+        self.bytes_out = 0
+        """How much of a stream's body was passed on, as its exchange counts it."""
         self.status = 0
         self.done = False
         self.on_begin: Callable[[], None] | None = None
@@ -105,7 +132,7 @@ class ClientStream:
 
     @property
     def started(self) -> bool:
-        """Tell whether the reply's head has been written."""
+        """Tell whether something of an answer has been written."""
         return self.status != 0
 
     @property
@@ -125,9 +152,29 @@ class ClientStream:
 
     def send(self, reply: Reply) -> None:
         """Write a whole reply."""
-        self._connection.write_reply(reply, self.request_id)
+        if self.committed:
+            self._end_by_event(refusal_event(reply, self.dialect))
+        else:
+            self._connection.write_reply(reply, self.request_id)
         self.status = reply.status
         self.done = True
+
+    def comment(self, text: str) -> None:
+        """Write an SSE comment before the answer; the first commits the reply to be a stream."""
+        data = self._framed(b": %b\n\n" % text.encode())
+        if not self.committed:
+            self.committed = True
+            framing = b"Transfer-Encoding: chunked\r\n" if self.http_minor else b""
+            closing = b"" if self.keeps_alive else b"Connection: close\r\n"
+            data = b"%b%b%b%bX-Request-Id: %b\r\n\r\n%b" % (
+                _STREAM_HEAD,
+                self.added,
+                framing,
+                closing,
+                self.request_id.encode(),
+                data,
+            )
+        self.write(data)
 
     def begin(self, status: int, head_and_data: bytes, frame_event: FrameEvent | None) -> None:
         """Write the head of a relayed reply and the first of its data.
@@ -156,19 +203,30 @@ class ClientStream:
         """Report an error in place of the reply, or of its rest."""
         if self.done:
             return
-        if not self.started:
-            self.send(error_reply(error, self.request_id))
+        if not (self.started or self.committed):
+            self.send(error_reply(error, self.request_id, self.dialect))
             return
         self.done = True
-        frame = self._frame_event
-        event = frame(error_event(error, self.request_id)) if frame is not None else None
-        if event is not None:
-            self.write(event)
+        if not self.started:
+            self._end_by_event(error_event(error, self.request_id, self.dialect))
+            return
+        frame = None if self.is_told else self._frame_event
+        event = frame(error_event(error, self.request_id, self.dialect)) if frame else None
+        if event is not None or self.is_told:
+            self.write(event or b"")
             self._connection.close()
         elif self.http_minor == 0:
             self._connection.reset()  # for HTTP/1.0 a close is a proper end
         else:
             self._connection.close()
+
+    def _end_by_event(self, event: bytes) -> None:
+        """End a stream that has had nothing but comments, so that nobody takes it for whole."""
+        self.write(self._framed(event))
+        self._connection.close()
+
+    def _framed(self, event: bytes) -> bytes:
+        return chunk(event) if self.http_minor else event
 
     def let_go(self) -> None:
         """Let go of those who hold on to this stream; its request has ended."""

@@ -4,34 +4,41 @@ Nothing goes to the client before the end, so whatever breaks on the way is Upst
 answer is the Reply that the exchange ends with, whatever its status.
 """
 
+from collections.abc import Callable
 from http import HTTPStatus
+from typing import Any
 
 from rolemesh.errors import UpstreamBroke
 from rolemesh.relay.assembly import REPLY_LIMIT_BYTES, Assembly, AssemblyError
-from rolemesh.relay.exchange import Exchange, passed_fields
+from rolemesh.relay.exchange import Exchange
 from rolemesh.relay.replies import JSON_TYPE, Reply
-from rolemesh.relay.response import ResponseHead, ResponseReader
+from rolemesh.relay.response import ResponseHead, ResponseReader, whole_reply
 
 
 class Collection(Exchange):
     """An exchange for a request that asks for a stream on behalf of a client that did not.
 
-    An answer that is no stream is taken as it came.
+    `assembly` makes what puts the answer together; one that is no stream is taken as it came. The
+    rest are the parameters of an Exchange.
     """
 
     _assembly: Assembly | None = None
     _body = b""
 
+    def __init__(self, *args: Any, assembly: Callable[[], Assembly], **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._make_assembly = assembly
+
     def _relay_whole(self, head: ResponseHead, body: bytes) -> None:
-        self.first_byte_at = self._pool.clock()
-        self._let_go(reuse=head.keeps_alive)
-        self._on_over(self, Reply(status=head.status, body=body, fields=passed_fields(head)))
+        now = self.first_byte_at = self._pool.clock()
+        self._let_go(now, reuse=head.keeps_alive)
+        self._on_over(self, whole_reply(head, body))
 
     def _prepare(self, head: ResponseHead, reader: ResponseReader) -> None:
         self._decoded = bytearray()
         reader.sink = self._decoded.extend
         if head.is_event_stream and head.status == HTTPStatus.OK:
-            self._assembly = Assembly()
+            self._assembly = self._make_assembly()
 
     def _hold(self, head: ResponseHead, raw: bytes) -> None:
         if not self._take(raw):
@@ -65,7 +72,7 @@ class Collection(Exchange):
 
     def _finish(self, head: ResponseHead) -> None:
         if self._assembly is None:
-            self._end(Reply(status=head.status, body=self._body, fields=passed_fields(head)))
+            self._end(whole_reply(head, self._body))
             return
         try:
             answer = self._assembly.end()

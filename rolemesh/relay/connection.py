@@ -6,8 +6,7 @@ all, to aiohttp, which closes it after its reply.
 
 import asyncio
 import logging
-import socket
-import struct
+from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING, Final, cast
 
@@ -15,9 +14,13 @@ from rolemesh import errors
 from rolemesh.names import RequestId, new_request_id
 from rolemesh.relay.acceptor import Acceptor
 from rolemesh.relay.client import ClientStream, InboundRequest
+from rolemesh.relay.cors import cors_fields
+from rolemesh.relay.hard_close import reset
+from rolemesh.relay.headers import encode_fields
 from rolemesh.relay.members import Buffer
 from rolemesh.relay.outbox import LARGE_BYTES
-from rolemesh.relay.replies import Reply, error_reply, reply_bytes
+from rolemesh.relay.paths import unknown_path
+from rolemesh.relay.replies import Dialect, Fields, Reply, error_reply, own_fields, reply_bytes
 from rolemesh.relay.request import BodyReader, Request, read_head
 
 if TYPE_CHECKING:
@@ -25,20 +28,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-KEEP_ALIVE_S: Final = 75.0
-"""How long an idle client connection is kept."""
+KEEP_ALIVE_S: Final = 75.0  # how long an idle client connection is kept
+BODY_STALL_S: Final = 60.0  # how long a client may pause while it sends a body
+BODY_TOTAL_S: Final = 900.0  # how long it may take for a whole one
+LINGER_S: Final = 2.0  # how long a refused client may go on sending before it is cut off
 
-BODY_STALL_S: Final = 60.0
-"""How long a client may pause while it sends a body."""
-
-BODY_TOTAL_S: Final = 900.0
-"""How long a client may take for a whole body."""
-
-LINGER_S: Final = 2.0
-"""How long a refused client may go on sending before the connection is cut."""
-
+_OPENAI: Final = Dialect.OPENAI
 _PIPELINE_BYTES: Final = 65536
-_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger: on, for 0 seconds
 
 
 # Where a connection stands. Not an Enum: looking up a member of one costs ten times as much.
@@ -53,6 +49,7 @@ class ClientConnection(asyncio.Protocol):
     """One client connection, until it closes or is handed to aiohttp."""
 
     __slots__ = (
+        "__weakref__",
         "_body",
         "_buffer",
         "_job",
@@ -133,8 +130,7 @@ class ClientConnection(asyncio.Protocol):
         try:
             request = read_head(data, server.limits.max_header_bytes)
             if request is None:
-                left_s = self._since + server.limits.header_timeout_s - server.clock()
-                self._wait(left_s)
+                self._wait(self._since + server.limits.header_timeout_s - server.clock())
                 return
             self._request = request
             head = request.head
@@ -147,8 +143,7 @@ class ClientConnection(asyncio.Protocol):
             if not head.chunked and len(data) >= end:
                 self._buffer = data[end:]
                 self.keeps_alive = head.keep_alive
-                # A large body is not copied.
-                source = data if request.length < LARGE_BYTES else memoryview(data)
+                source = data if request.length < LARGE_BYTES else memoryview(data)  # not copied
                 self._start(request, source[request.size : end])
                 return
             self._begin_body(request, data[request.size :])
@@ -172,22 +167,26 @@ class ClientConnection(asyncio.Protocol):
         assert request is not None
         try:
             self._buffer = body.feed(data)
+            if body.complete:
+                self._body = None
+                self.keeps_alive = request.head.keep_alive and not body.pipelined
+                self._start(request, body.body)
         except errors.RequestError as err:
             self._refuse(err)
-            return
-        if body.complete:
-            self._body = None
-            self.keeps_alive = request.head.keep_alive and not body.pipelined
-            self._start(request, body.body)
 
     def _start(self, request: Request, body: Buffer) -> None:
         server, head = self._server, request.head
+        path = server.paths.get(head.path)
+        if path is None:
+            raise unknown_path(head.path)
         self._state = _REPLY
         if server.draining:
             self.keeps_alive = False
         wanted = request.wanted_id
         request_id = new_request_id() if wanted is None else server.claim_request_id(wanted)
-        stream = ClientStream(self, request_id, head.minor)
+        stream = ClientStream(self, request_id, head.minor, path.dialect)
+        if path.dialect is not _OPENAI or server.allowed_origins:
+            stream.added = encode_fields(self._added_fields(request_id))
         inbound = InboundRequest(
             head.path, head.fields, body, self.peer, request_id, server.clock()
         )
@@ -216,7 +215,22 @@ class ClientConnection(asyncio.Protocol):
 
     def write_reply(self, reply: Reply, request_id: RequestId) -> None:
         """Write a whole reply and go on to the next request."""
-        self.write_last(reply_bytes(reply, request_id, keep_alive=self.keeps_alive))
+        self.write_last(self._whole(reply, request_id, keep_alive=self.keeps_alive))
+
+    def _whole(self, reply: Reply, request_id: RequestId, *, keep_alive: bool) -> bytes:
+        reply = replace(reply, fields=reply.fields + self._added_fields(request_id))
+        return reply_bytes(reply, request_id, keep_alive=keep_alive)
+
+    def _added_fields(self, request_id: RequestId) -> Fields:
+        """Return the headers that a reply has whoever made it."""
+        origin = self._request and self._request.field("origin")
+        own = own_fields(request_id, self._dialect)
+        return own + cors_fields(origin, self._server.allowed_origins)
+
+    @property
+    def _dialect(self) -> Dialect:
+        path = self._request and self._server.paths.get(self._request.head.path)
+        return path.dialect if path else _OPENAI
 
     def write_last(self, data: bytes) -> None:
         """Write the last bytes of a reply and go on to the next request, or close."""
@@ -263,9 +277,11 @@ class ClientConnection(asyncio.Protocol):
         logger.info("refused a request from %s: %s", self.peer, error)
         wanted = (self._request and self._request.wanted_id) or b""
         request_id = self._server.claim_request_id(wanted)
-        self.write(reply_bytes(error_reply(error, request_id), request_id, keep_alive=False))
+        reply = error_reply(error, request_id, self._dialect)
+        self.write(self._whole(reply, request_id, keep_alive=False))
         self._server.outbox.flush()
-        self._transport.write_eof()
+        if self._transport.can_write_eof():  # TLS has no half close
+            self._transport.write_eof()
         self._request = None
         self._body = None
         self._buffer = b""
@@ -283,11 +299,13 @@ class ClientConnection(asyncio.Protocol):
 
     def close(self) -> None:
         """Close once all that was written is sent; a client that takes nothing is cut off."""
-        self._state = _CLOSED
+        was_idle, self._state = self._state is _HEAD, _CLOSED
         self._server.outbox.flush()
         self._transport.close()
         if not self.gone:
-            self._wait(BODY_STALL_S)
+            # TLS waits for the client to say goodbye, which one that lies idle does not hear of.
+            is_deaf = was_idle and self._transport.get_extra_info("sslcontext") is not None
+            self._wait(LINGER_S if is_deaf else BODY_STALL_S)
 
     def close_if_idle(self, *, but_new: bool = False) -> None:
         """Close unless a request is under way; with `but_new`, unless the first is still to come."""
@@ -300,10 +318,8 @@ class ClientConnection(asyncio.Protocol):
 
     def reset(self) -> None:
         """Close now, and in such a way that the client sees an error."""
-        own = self._transport.get_extra_info("socket")
         self._server.outbox.flush()
-        own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        self.abort()
+        reset(self._transport)
 
     def _leave(self) -> None:
         """The client is gone: its request ends here."""

@@ -3,7 +3,7 @@
 Every value that is not rewritten reaches the upstream byte for byte (see members).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from rolemesh.errors import BadRequest
@@ -19,7 +19,7 @@ from rolemesh.relay.members import (
     split_members,
 )
 
-MAX_PROMPTS: Final = 4096
+MAX_COMPLETIONS: Final = 4096
 
 
 class RequestBody:
@@ -51,10 +51,19 @@ class RequestBody:
             msg = f"the request body is not valid JSON: {err}"
             raise BadRequest(msg) from err
 
+    @property
+    def members(self) -> Members:
+        """The members of the body as they were written; only to look at."""
+        return self._members
+
     def get(self, key: str) -> Any:
         """Return a top-level value; of several with one key the last counts, as in json."""
         member = self._members.get(key)
-        return None if member is None else decoded(member)
+        try:
+            return None if member is None else decoded(member)
+        except RecursionError as err:
+            msg = f"{key} is nested too deeply"
+            raise BadRequest(msg, param=key) from err
 
     def get_word(self, key: str) -> Any:
         """Return a short top-level value, of which there are few."""
@@ -65,24 +74,31 @@ class RequestBody:
         """Let go of everything but `model` and `stream`."""
         self._members = {}
 
-    def slots(self, prompts_key: str | None) -> int:
-        """Return how many slots the request takes: n x prompts, each at least 1.
+    def completions(self, prompts_keys: Iterable[str], choices_keys: Iterable[str]) -> int:
+        """Return how many completions are asked for: prompts x choices, each at least 1.
 
-        Raises BadRequest when it asks for more than MAX_PROMPTS at once.
+        Of several keys the largest counts. Raises BadRequest when there are more than
+        MAX_COMPLETIONS.
         """
-        count = 1
-        if "n" in self._members:
-            choices = self.get("n")
-            count = choices if isinstance(choices, int) and choices > 0 else 1
-        if prompts_key in self._members and is_list(self._members[prompts_key]):
-            prompts = self.get(prompts_key)
-            if prompts and not isinstance(prompts[0], int):
-                count *= len(prompts)  # a list of ints is one prompt, given as tokens
-        if count > MAX_PROMPTS:
+        members = self._members
+        prompts = choices = 1
+        for key in choices_keys:
+            if key in members:
+                number = self.get(key)
+                if isinstance(number, int | float) and number > choices:
+                    choices = int(min(number, MAX_COMPLETIONS + 1))
+        for key in prompts_keys:
+            if key in members and is_list(members[key]):
+                listed = self.get(key)
+                if listed and not isinstance(listed[0], int):
+                    prompts = max(prompts, len(listed))  # numbers are one prompt, given as tokens
+        count = prompts * choices
+        if count > MAX_COMPLETIONS:
             msg = (
-                f"the request asks for {count} completions at once, at most {MAX_PROMPTS} are taken"
+                f"the request asks for {count} completions at once, "
+                f"at most {MAX_COMPLETIONS} are taken"
             )
-            raise BadRequest(msg, param="n")
+            raise BadRequest(msg, param="n" if choices > 1 else None)
         return count
 
     def rewritten(self, model: str | None, defaults: Members) -> bytes:

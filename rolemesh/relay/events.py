@@ -6,7 +6,16 @@ from typing import Final
 EVENT_STREAM: Final = b"text/event-stream"
 """The media type of such a stream."""
 
+_ERROR_BYTES: Final = 4096
 _ONLY_COMMENTS: Final = re.compile(rb"(?:(?::[^\r\n]*)?(?:\r\n|\n|\r))*+(?::[^\r\n]*)?")
+
+
+_ERROR: Final = re.compile(rb'(?:^|\n)data: \{[^\n]*"error": ?\{[^\n]*"request_id"[^\n]*\n\n')
+
+
+def has_error(data: bytes) -> bool:
+    """Tell whether the end of a stream's data has an error of RoleMesh, as of a node behind it."""
+    return _ERROR.search(data[-_ERROR_BYTES:]) is not None
 
 
 class EventLines:

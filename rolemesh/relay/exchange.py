@@ -20,16 +20,17 @@ from rolemesh.errors import (
     UpstreamTimeout,
 )
 from rolemesh.relay.client import ClientStream
-from rolemesh.relay.events import EventLines
+from rolemesh.relay.events import EventLines, has_error
 from rolemesh.relay.headers import chunk
 from rolemesh.relay.members import Buffer
-from rolemesh.relay.replies import Fields, Reply
+from rolemesh.relay.replies import Reply
 from rolemesh.relay.response import (
     Framing,
     ResponseError,
     ResponseHead,
     ResponseReader,
     read_whole,
+    whole_reply,
 )
 from rolemesh.relay.upstream import UpstreamConnection, UpstreamPool
 
@@ -41,6 +42,7 @@ Ended = Reply | UpstreamError | RequestTooSlow | None
 with 5xx before the first byte, and the client has seen nothing. UpstreamBroke or UpstreamTimeout:
 the client has seen nothing; StreamBroken, UpstreamTimeout or RequestTooSlow: it has the beginning.
 """
+OnOver = Callable[["Exchange", Ended], None]
 
 
 class Exchange:
@@ -60,7 +62,9 @@ class Exchange:
     _lines: EventLines | None = None
     _reframe: Callable[[bytes], bytes] | None = None
     _is_source = False
+    _is_reply = False
     _silent = True
+    _passed = b""
     _over = False
 
     def __init__(
@@ -72,7 +76,7 @@ class Exchange:
         timeouts: Timeouts,
         deadline: float,
         added: bytes,
-        on_over: "OnOver",
+        on_over: OnOver,
     ) -> None:
         self._pool = pool
         self._connection = connection
@@ -93,8 +97,7 @@ class Exchange:
         connection, pool = self._connection, self._pool
         connection.receiver = self
         now = self._alive_at = pool.clock()
-        due = now + self._timeouts.first_byte_s
-        self.due = min(self._deadline, due)
+        self.due = min(self._deadline, now + self._timeouts.first_byte_s)
         pool.attempts.add(self)
         if connection.closed:
             self._break("the connection closed at once")
@@ -119,23 +122,34 @@ class Exchange:
                     self._relay_whole(*whole)
                     return
                 reader = self._reader = ResponseReader()
-            head = reader.head
-            if head is None:
-                begun = reader.feed_head(data)
-                if begun is None:
-                    return
-                head, data = begun
-                self._prepare(head, reader)
-            raw = reader.feed_body(data)
+            rest = self._take_head(reader, data) if self.awaits_first_byte else data
+            if rest is None:
+                return
+            raw = reader.feed_body(rest)
         except ResponseError as err:
             self._break(str(err))
             return
-        if not self.awaits_first_byte:
-            self._pass_on(raw)
-        else:
+        head = reader.head
+        assert head is not None
+        if self.awaits_first_byte:
             self._hold(head, raw)
+        else:
+            self._pass_on(raw)
         if reader.complete and not self._over:
             self._finish(head)
+
+    def _take_head(self, reader: ResponseReader, data: bytes) -> bytes | None:
+        """Take bytes up to the end of the head; returns those behind it, None while it is not whole."""
+        head = reader.head
+        if head is None:
+            begun = reader.feed_head(data)
+            if begun is None:
+                return None
+            head, data = begun
+        elif self._lines or self._is_reply or not self._client.committed:
+            return data
+        self._prepare(head, reader)  # anew if its client was promised a stream meanwhile
+        return data
 
     def upstream_closed(self, cause: Exception | None) -> None:
         """Learn that the upstream closed."""
@@ -157,14 +171,19 @@ class Exchange:
         """Relay an answer that has come in one piece, as most short ones do."""
         client = self._client
         self.awaits_first_byte = False
-        self.first_byte_at = self._pool.clock()
-        self._let_go(reuse=head.keeps_alive)
+        now = self.first_byte_at = self._pool.clock()
+        self._let_go(now, reuse=head.keeps_alive)
+        if client.committed:
+            client.send(whole_reply(head, body))
+            self._on_over(self, None)
+            return
         client.relay(
             head.status,
-            b"%bX-Request-Id: %b\r\n%bContent-Length: %d\r\n%b\r\n%b"
+            b"%bX-Request-Id: %b\r\n%b%bContent-Length: %d\r\n%b\r\n%b"
             % (
                 head.passed,
                 client.request_id.encode(),
+                client.added,
                 self._added,
                 len(body),
                 b"" if client.keeps_alive else b"Connection: close\r\n",
@@ -173,11 +192,12 @@ class Exchange:
         )
         self._on_over(self, None)
 
-    # -- before the first byte -------------------------------------------------------------
-
     def _prepare(self, head: ResponseHead, reader: ResponseReader) -> None:
         """Decide what has to be known of the body: nothing, where its bytes can just pass."""
-        if head.is_refusal:
+        # A client that was promised a stream cannot be given anything else as it comes.
+        out_of_place = self._client.committed and not head.is_event_stream
+        if head.is_refusal or out_of_place:
+            self._is_reply = True
             self._decoded = bytearray()
             reader.sink = self._decoded.extend
             return
@@ -193,7 +213,7 @@ class Exchange:
 
     def _hold(self, head: ResponseHead, raw: bytes) -> None:
         lines = self._lines
-        if lines is None and not head.is_refusal:
+        if lines is None and not self._is_reply:
             if raw:
                 self._release(head, raw)
             return
@@ -208,34 +228,32 @@ class Exchange:
         """Write the head and what is there to the client: from here on the answer is its own."""
         client, reader = self._client, self._reader
         assert reader is not None
+        if client.committed:
+            if self._lines is None:
+                self._break("what was to be a stream is something else")
+                return
+            if reader.framing is Framing.LENGTH and client.http_minor == 1:
+                self._reframe = chunk
         self.awaits_first_byte = False
         now = self.first_byte_at = self._alive_at = self._pool.clock()
-        begun = b"%bX-Request-Id: %b\r\n%b%b%b\r\n%b" % (
-            head.passed,
-            client.request_id.encode(),
-            self._added,
-            self._framing(head, reader),
-            b"" if client.keeps_alive else b"Connection: close\r\n",
-            raw if self._reframe is None else self._reframe(raw),
-        )
+        begun = raw if self._reframe is None else self._reframe(raw)
+        if not client.committed:
+            begun = b"%bX-Request-Id: %b\r\n%b%b%b%b\r\n%b" % (
+                head.passed,
+                client.request_id.encode(),
+                client.added,
+                self._added,
+                reader.framing_line(client.http_minor),
+                b"" if client.keeps_alive else b"Connection: close\r\n",
+                begun,
+            )
+        client.bytes_out = len(raw)
         client.begin(head.status, begun, self._frame_event if self._lines else None)
         if not reader.complete:
             self._is_source = True
             client.set_source(self._connection.transport)
             self.due = min(now + self._timeouts.idle_s, self._deadline)
             self._pool.attempts.add(self)
-
-    def _framing(self, head: ResponseHead, reader: ResponseReader) -> bytes:
-        """Return the framing header; what the client cannot read as it came is re-framed."""
-        if not head.has_body:
-            return b""
-        if reader.framing is Framing.LENGTH:
-            return b"Content-Length: %d\r\n" % reader.length
-        if self._client.http_minor == 0:
-            return b""
-        return b"Transfer-Encoding: chunked\r\n"
-
-    # -- after it --------------------------------------------------------------------------
 
     def _pass_on(self, raw: bytes) -> None:
         lines = self._lines
@@ -247,7 +265,9 @@ class Exchange:
         if self._reframe is not None:
             raw = self._reframe(raw)
         if raw:
+            self._client.bytes_out += len(raw)
             self._client.write(raw)
+            self._passed = raw
 
     def _take_decoded(self, _raw: bytes) -> bytes:
         assert self._decoded is not None
@@ -263,18 +283,20 @@ class Exchange:
 
     def _frame_event(self, event: bytes) -> bytes | None:
         reader = self._reader
+        if self._reframe is chunk:
+            return chunk(event)
         if reader is None or reader.framing is Framing.LENGTH:
             return None
-        if self._client.http_minor == 0:
-            return event
-        return chunk(event) if reader.between_chunks else None
-
-    # -- ends ------------------------------------------------------------------------------
+        if self._client.http_minor:
+            return chunk(event) if reader.between_chunks else None
+        return event
 
     def _finish(self, head: ResponseHead) -> None:
-        if head.is_refusal:
-            body = self._take_decoded(b"")
-            self._end(Reply(status=head.status, body=body, fields=passed_fields(head)))
+        if self._is_reply:
+            reply = whole_reply(head, self._take_decoded(b""))
+            if not head.is_refusal:
+                self._client.send(reply)
+            self._end(reply if head.is_refusal else None)
             return
         if self.awaits_first_byte:
             self._release(head, self._held)
@@ -286,6 +308,8 @@ class Exchange:
     def _break(self, what: str) -> None:
         name = str(self.address)
         kind = UpstreamBroke if self.awaits_first_byte else StreamBroken
+        # A node says itself what became of its llama-server; two errors would be one too many.
+        self._client.is_told = self._lines is not None and has_error(self._passed)
         self._end(kind(f"{name}: {what}", upstream=name))
 
     def _end(self, ended: Ended) -> None:
@@ -297,20 +321,18 @@ class Exchange:
         if self._is_source:
             self._client.set_source(None)
         reader = self._reader
-        self._let_go(reuse=reader is not None and reader.reusable)
+        self._let_go(self._pool.clock(), reuse=reader is not None and reader.reusable)
         if reader is not None:
             reader.let_go()
 
-    def _let_go(self, *, reuse: bool) -> None:
+    def _let_go(self, now: float, *, reuse: bool) -> None:
         """Let go of the upstream; its connection serves others, or is closed."""
         self._over = True
         self._pool.attempts.discard(self)
         if reuse:
-            self._pool.give_back(self._connection)
+            self._pool.give_back(self._connection, now)
         else:
             self._connection.abort()
-
-    # -- time ------------------------------------------------------------------------------
 
     def check_time(self, now: float) -> None:
         """Fail if it is late, else say when to look again."""
@@ -325,22 +347,4 @@ class Exchange:
         if limit == "idle_s" and self._client.is_stalled:
             self._end(RequestTooSlow(f"the client took nothing for {allowed:g} s (idle_s)"))
             return
-        name = str(self.address)
-        said = {
-            "first_byte_s": f"no first byte within {allowed:g} s",
-            "idle_s": f"nothing for {allowed:g} s in the middle of the answer",
-            "total_s": "the request took longer than it may",
-        }[limit]
-        self._end(UpstreamTimeout(f"{name}: {said} ({limit})", upstream=name, limit=limit))
-
-
-def passed_fields(head: ResponseHead) -> Fields:
-    """Return those headers of an answer that pass where the rest of it is taken in."""
-    return tuple(
-        (name, value)
-        for name in ("Content-Type", "Retry-After")
-        if (value := head.field(name.lower().encode()).decode("latin-1"))
-    )
-
-
-OnOver = Callable[[Exchange, Ended], None]
+        self._end(UpstreamTimeout.by(str(self.address), limit, allowed))

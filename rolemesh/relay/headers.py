@@ -41,6 +41,7 @@ DROPPED_FROM_REPLY: Final = frozenset(
         b"date",
         b"x-request-id",
         b"x-rolemesh-attempts",
+        b"x-rolemesh-fallback",
         b"x-rolemesh-model",
         b"x-rolemesh-node",
         b"x-rolemesh-queue-ms",
@@ -50,7 +51,9 @@ DROPPED_FROM_REPLY: Final = frozenset(
         b"access-control-allow-headers",
         b"access-control-expose-headers",
         b"access-control-max-age",
+        b"alt-svc",
         b"set-cookie",
+        b"strict-transport-security",
     }
 )
 """Response headers of an upstream that are not passed on (lower case)."""

@@ -5,8 +5,9 @@ A client that leaves, a half close included, cancels its request.
 
 import asyncio
 import logging
-from collections.abc import Callable, Container
+from collections.abc import Callable, Mapping
 from typing import Final
+from weakref import WeakSet
 
 from rolemesh.config.settings import Limits
 from rolemesh.names import RequestId, new_request_id, parse_request_id
@@ -16,6 +17,7 @@ from rolemesh.relay.connection import ClientConnection
 from rolemesh.relay.deadlines import Deadlines, Timed
 from rolemesh.relay.job import Job
 from rolemesh.relay.outbox import Outbox
+from rolemesh.relay.paths import InferencePath
 from rolemesh.runtime.tasks import TaskScope
 
 logger = logging.getLogger(__name__)
@@ -34,7 +36,8 @@ class InboundServer:
 
     `admit` raises for callers that may not ask at all; it is asked before a body is taken in that
     has not come with its head. `paths` are the inference paths, `other` makes the protocol that takes
-    every other request. `limits` may be replaced at any time and count from then on.
+    every other request. `limits`, `paths` and `allowed_origins` (see cors) may be replaced at any time
+    and count from then on.
     """
 
     def __init__(
@@ -42,7 +45,7 @@ class InboundServer:
         *,
         make_job: MakeJob,
         admit: Callable[[str, Field], object],
-        paths: Container[str],
+        paths: Mapping[str, InferencePath],
         other: Callable[[], asyncio.Protocol],
         limits: Limits,
         scope: TaskScope,
@@ -52,8 +55,10 @@ class InboundServer:
         self.paths = paths
         self.other = other
         self.limits = limits
+        self.allowed_origins: tuple[str, ...] = ()
         self.draining = False
         self.connections: set[ClientConnection] = set()
+        self._handshakes: WeakSet[ClientConnection] = WeakSet()  # one that fails just vanishes
         self.deadlines: Deadlines[Timed] = Deadlines(self.loop)
         self.make_job = make_job
         self._admit = admit
@@ -65,6 +70,12 @@ class InboundServer:
     def __call__(self) -> ClientConnection:
         """Return the protocol for a new connection."""
         return ClientConnection(self)
+
+    def secured(self) -> ClientConnection:
+        """Return the protocol for a new connection whose TLS handshake comes first."""
+        connection = self()
+        self._handshakes.add(connection)
+        return connection
 
     def admit(self, peer: str, field: Field) -> None:
         """Raise RequestError unless this caller may ask for inference."""
@@ -88,6 +99,8 @@ class InboundServer:
     def adopt(self, connection: ClientConnection) -> None:
         """Count a connection as open."""
         self.connections.add(connection)
+        if self._handshakes:
+            self._handshakes.discard(connection)
 
     def forget(self, connection: ClientConnection) -> None:
         """Note that a connection is closed, or handed on."""
@@ -97,7 +110,7 @@ class InboundServer:
             self._note_quiet()
 
     def _note_quiet(self) -> None:
-        if not self.live and not self.connections:
+        if not self.live and not self.connections and not self._handshakes:
             self._quiet.set()
 
     async def drain(self, timeout_s: float) -> None:
@@ -110,7 +123,7 @@ class InboundServer:
         for connection in self.connections:
             connection.keeps_alive = False
         self._close_idle(but_new=True)
-        patience = self.loop.call_later(min(FIRST_REQUEST_S, timeout_s), self._close_idle)
+        patience = self.loop.call_later(min(FIRST_REQUEST_S, timeout_s), self._lose_patience)
         # Who waits for this daemon's next life waits no longer than `timeout_s`, if that is possible.
         last_words_s = LAST_WORDS_S if timeout_s > 2 * LAST_WORDS_S else 0.0
         quiet = await self._quiet_within(timeout_s - last_words_s)
@@ -123,6 +136,10 @@ class InboundServer:
         await self._quiet_within(LAST_WORDS_S)
         for connection in tuple(self.connections):
             connection.abort()
+
+    def _lose_patience(self) -> None:
+        self._handshakes.clear()
+        self._close_idle()
 
     def _close_idle(self, *, but_new: bool = False) -> None:
         for connection in tuple(self.connections):

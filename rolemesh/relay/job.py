@@ -27,6 +27,7 @@ class Job(ABC):
     _exchange: Exchange | None = None
     _task: asyncio.Task[None] | None = None
     _failure: RoleMeshError | None = None
+    _cancelled_by: RoleMeshError | None = None
 
     def __init__(self, request: InboundRequest, client: ClientStream) -> None:
         self.request = request
@@ -83,8 +84,9 @@ class Job(ABC):
         """Let go of the request's body: an answer may take long, and nobody asks again."""
         self.request.body = b""
 
-    def cancel(self) -> None:
-        """End it: the client has left, or this daemon stops."""
+    def cancel(self, reason: RoleMeshError | None = None) -> None:
+        """End it: the client has left, this daemon stops, or there is another `reason`."""
+        self._cancelled_by = reason
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.cancel()
@@ -134,10 +136,12 @@ class Job(ABC):
         if self.client.client_gone:
             self._end(CLIENT_CLOSED_REQUEST, self.phase(), None)
             return
-        stopping = Unavailable("this daemon is stopping", reason="stopping", retry_after_s=1.0)
+        reason = self._cancelled_by or Unavailable(
+            "this daemon is stopping", reason="stopping", retry_after_s=1.0
+        )
         phase = self.phase()
-        self.client.fail(stopping)
-        self._end(503, phase, None)
+        self.client.fail(reason)
+        self._end(status_of(reason), phase, str(self._cancelled_by) if self._cancelled_by else None)
 
     def _fail(self, error: Exception) -> None:
         failure = error if isinstance(error, RoleMeshError) else self._internal(error)

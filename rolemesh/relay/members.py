@@ -21,6 +21,7 @@ except ImportError:  # not every distribution has it
 
 if msgspec is not None:
     _split = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+    _split_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
     _join = msgspec.json.Encoder().encode
 
 Buffer = bytes | memoryview
@@ -29,6 +30,7 @@ Buffer = bytes | memoryview
 Members = dict[str, Any]
 """Names to values as written: bytes, or msgspec's like of them. Only this module makes them."""
 
+_OPENING: Final = ord("[")
 _REMEMBERED_BYTES: Final = 128
 _remembered = lru_cache(maxsize=1024)(json.loads)
 _skip_whitespace = re.compile(r"[ \t\n\r]*").match
@@ -46,6 +48,16 @@ def split_members(body: Buffer) -> Members:
         except (UnicodeDecodeError, msgspec.MsgspecError):
             pass  # the standard library says what is wrong, and where
     return {name: written(value) for name, value in _split_text(bytes(body).decode())}
+
+
+def split_elements(member: Any) -> list[Any]:
+    """Return the elements of the list that a member's value is, as they were written."""
+    if msgspec is not None:
+        try:
+            return _split_list(member)  # type: ignore[no-any-return]
+        except msgspec.MsgspecError:
+            pass  # as in split_members
+    return [written(value) for value in _split_text_list(bytes(member).decode())]
 
 
 def join_members(members: Mapping[str, Any]) -> bytes:
@@ -92,7 +104,7 @@ def decoded_word(member: Any) -> Any:
 
 def is_list(member: Any) -> bool:
     """Tell whether a member's value is a list, without decoding it."""
-    return bytes(memoryview(member)[:1]) == b"["
+    return memoryview(member)[0] == _OPENING
 
 
 def _is_ascii(body: Buffer) -> bool:
@@ -128,6 +140,17 @@ def _split_text(text: str) -> Iterator[tuple[str, bytes]]:
             _expect_end(text, position + 1)
             return
         position = _skip(text, _expect(text, position, ","))
+
+
+def _split_text_list(text: str) -> Iterator[bytes]:
+    """Yield the elements of a list whose JSON is known to be good."""
+    position = _skip(text, _expect(text, 0, "["))
+    while not text.startswith("]", position):
+        _value, end = _decode_value(text, position)
+        yield text[position:end].encode()
+        position = _skip(text, end)
+        if text.startswith(",", position):
+            position = _skip(text, position + 1)
 
 
 def _skip(text: str, position: int) -> int:

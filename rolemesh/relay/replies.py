@@ -1,9 +1,12 @@
-"""Errors as HTTP replies in OpenAI's shape: the only map from the error tree to HTTP."""
+"""Errors as HTTP replies, in OpenAI's or Anthropic's shape: the only map from the error tree to HTTP."""
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any
 
 from rolemesh import errors
@@ -16,6 +19,18 @@ CLIENT_CLOSED_REQUEST = 499
 """The status recorded when the client left before its answer was whole; it is never sent."""
 
 JSON_TYPE = ("Content-Type", "application/json; charset=utf-8")
+
+
+class Dialect(Enum):
+    """Whose API a request speaks, and so in whose shape its errors are.
+
+    OPENAI: `{"error": {...}}`; in a stream a `data:` event of that.
+    ANTHROPIC: `{"type": "error", "error": {...}, "request_id": ...}`; in a stream `event: error`
+    (Anthropic's API reference, "Errors" and "Streaming messages").
+    """
+
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,16 +58,24 @@ def reply_bytes(reply: Reply, request_id: RequestId, *, keep_alive: bool) -> byt
     return status_line(reply.status) + encode_fields(fields) + b"\r\n" + reply.body
 
 
+def own_fields(request_id: RequestId, dialect: Dialect) -> Fields:
+    """Return the headers that every reply in a dialect has on top of X-Request-Id."""
+    # By this name Anthropic's clients look for it.
+    return (("Request-Id", request_id),) if dialect is Dialect.ANTHROPIC else ()
+
+
 def status_of(error: errors.RoleMeshError) -> int:
     """Return the HTTP status of an error."""
     return _shape(error)[0]
 
 
-def error_object(error: errors.RoleMeshError, request_id: RequestId) -> dict[str, Any]:
-    """Return `{"error": {...}}` as OpenAI's clients read it.
+def error_object(
+    error: errors.RoleMeshError, request_id: RequestId, dialect: Dialect = Dialect.OPENAI
+) -> dict[str, Any]:
+    """Return an error as the clients of an API read it.
 
-    Besides OpenAI's message, type, param and code it has `status`, `request_id` and, where there
-    is one, `reason`, machine-readable.
+    Besides what that API has it says `code`, `status`, `request_id` and, where there is one, the
+    machine-readable `reason`, all inside `error`.
     """
     status, kind, code = _shape(error)
     tree: dict[str, Any] = {
@@ -69,10 +92,15 @@ def error_object(error: errors.RoleMeshError, request_id: RequestId) -> dict[str
         tree["param"] = "model"
     if isinstance(error, errors.UpstreamTimeout):
         tree["timeout"] = error.limit
-    return {"error": tree}
+    if dialect is Dialect.OPENAI:
+        return {"error": tree}
+    tree["type"] = _ANTHROPIC_TYPES.get(status, "api_error")
+    return {"type": "error", "error": tree, "request_id": request_id}
 
 
-def error_reply(error: errors.RoleMeshError, request_id: RequestId) -> Reply:
+def error_reply(
+    error: errors.RoleMeshError, request_id: RequestId, dialect: Dialect = Dialect.OPENAI
+) -> Reply:
     """Return the whole reply for an error."""
     fields: Fields = (JSON_TYPE,)
     if isinstance(error, errors.CapacityError):
@@ -81,16 +109,33 @@ def error_reply(error: errors.RoleMeshError, request_id: RequestId) -> Reply:
         fields += (("Allow", ", ".join(error.allowed)),)
     if isinstance(error, errors.NotAuthenticated):
         fields += (("WWW-Authenticate", 'Bearer realm="rolemesh"'),)
-    body = _encoded(error_object(error, request_id))
+    body = _encoded(error_object(error, request_id, dialect))
     return Reply(status=status_of(error), body=body, fields=fields)
 
 
-def error_event(error: errors.RoleMeshError, request_id: RequestId) -> bytes:
+def error_event(
+    error: errors.RoleMeshError, request_id: RequestId, dialect: Dialect = Dialect.OPENAI
+) -> bytes:
     """Return the error as an SSE event, for a stream whose head has already been sent.
 
     The leading blank line ends an event that broke off in the middle.
     """
-    return b"\n\ndata: %b\n\n" % _encoded(error_object(error, request_id))
+    name = b"event: error\n" if dialect is Dialect.ANTHROPIC else b""
+    return b"\n\n%bdata: %b\n\n" % (name, _encoded(error_object(error, request_id, dialect)))
+
+
+def refusal_event(reply: Reply, dialect: Dialect = Dialect.OPENAI) -> bytes:
+    """Return an upstream's refusal as an SSE event, for a stream whose head has been sent."""
+    try:
+        tree = json.loads(reply.body)
+        tree["error"].setdefault("status", reply.status)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        text = reply.body.decode(errors="replace")
+        tree = {"error": {"message": text, "type": "upstream_error", "status": reply.status}}
+    if dialect is Dialect.ANTHROPIC:
+        tree["type"] = "error"
+    name = b"event: error\n" if dialect is Dialect.ANTHROPIC else b""
+    return b"\n\n%bdata: %b\n\n" % (name, _encoded(tree))
 
 
 def _encoded(tree: Any) -> bytes:
@@ -110,11 +155,31 @@ _SHAPES: tuple[tuple[type[errors.RoleMeshError], int, str, str], ...] = (
     (errors.RequestError, 400, "invalid_request_error", "bad_request"),
     (errors.QueueFull, 429, "rate_limit_error", "queue_full"),
     (errors.QueueTimeout, 429, "rate_limit_error", "queue_timeout"),
+    (errors.RateLimited, 429, "rate_limit_error", "rate_limited"),
     (errors.SlotsBusy, 503, "unavailable_error", "slots_busy"),
     (errors.CapacityError, 503, "unavailable_error", "unavailable"),
+    (errors.Cancelled, 503, "unavailable_error", "cancelled"),
     (errors.ConnectFailed, 502, "upstream_error", "connect_failed"),
     (errors.UpstreamTimeout, 504, "upstream_error", "upstream_timeout"),
+    (errors.RequestCrashesUpstream, 502, "upstream_error", "request_crashes_upstream"),
     (errors.UpstreamError, 502, "upstream_error", "upstream_broke"),
+)
+
+# Anthropic's name for each status; 529, its own for an overload, is 503 here.
+_ANTHROPIC_TYPES: Mapping[int, str] = MappingProxyType(
+    {
+        400: "invalid_request_error",
+        401: "authentication_error",
+        403: "permission_error",
+        404: "not_found_error",
+        405: "invalid_request_error",
+        408: "invalid_request_error",
+        413: "request_too_large",
+        429: "rate_limit_error",
+        431: "request_too_large",
+        503: "overloaded_error",
+        504: "timeout_error",
+    }
 )
 
 

@@ -8,18 +8,23 @@ those two, and what the rest of it says is remembered.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
 import httptools
 
-from rolemesh.errors import BadRequest, BodyTooLarge, HeadTooLarge
+from rolemesh.errors import BadRequest, BodyTooLarge, HeadTooLarge, MethodNotAllowed
 from rolemesh.relay.headers import REQUEST_HEAD, fields_of
+from rolemesh.relay.target import read_target
 
-_BARE_LINE_FEED: Final = re.compile(rb"(?<!\r)\n")
-_SINGLE_FIELDS: Final = frozenset({b"host", b"authorization", b"x-api-key"})
+METHODS: Final = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
+"""The methods that some path may take; any other is refused with its head."""
+
+_SINGLE_FIELDS: Final = frozenset(
+    {b"authorization", b"content-length", b"host", b"transfer-encoding", b"x-api-key"}
+)
 _VARYING: Final = re.compile(
     rb"\n([Cc]ontent-[Ll]ength|[Xx]-[Rr]equest-[Ii][Dd]):([\t\x20-\x7e\x80-\xff]*)\r(?=\n)"
 )
@@ -37,11 +42,13 @@ class RequestHead:
     """A head of correct syntax without its varying headers.
 
     `fields` are headers by lower-case name, `keep_alive` is whether the client keeps the
-    connection, `chunked` how the body is framed; else it is as long as the head says.
+    connection, `chunked` how the body is framed; else it is as long as the head says. `path` and
+    `query` are spelt as `target` has them.
     """
 
     method: str
     path: str
+    query: str
     minor: int
     fields: Mapping[str, str]
     keep_alive: bool
@@ -72,7 +79,8 @@ class Request:
 def read_head(buffer: bytes, max_bytes: int) -> Request | None:
     """Return the request whose head is at the start of `buffer`, None while it is not whole.
 
-    Raises BadRequest as soon as it can no longer become a correct one, HeadTooLarge.
+    Raises BadRequest as soon as it can no longer become a correct one, HeadTooLarge,
+    MethodNotAllowed.
     """
     end = buffer.find(b"\r\n\r\n") + 4
     if end < 4:
@@ -103,14 +111,15 @@ class BodyReader:
     same piece of a chunked body, where they cannot be told apart.
     """
 
-    __slots__ = ("_left", "_max_bytes", "_parser", "_pieces", "_size", "complete", "pipelined")
+    __slots__ = ("_decoded", "_left", "_max_bytes", "_parser", "_pieces", "complete", "pipelined")
 
     def __init__(self, request: Request, max_bytes: int) -> None:
         self.complete = False
         self.pipelined = False
         self._max_bytes = max_bytes
+        self._decoded = bytearray()
+        """Of a chunked body: a list of tiny chunks would take many times their size."""
         self._pieces: list[bytes] = []
-        self._size = 0
         self._left = request.length
         self._parser: httptools.HttpRequestParser | None = None
         if request.head.chunked:
@@ -121,7 +130,7 @@ class BodyReader:
     @property
     def body(self) -> bytes:
         """Return the whole body."""
-        return b"".join(self._pieces)
+        return b"".join(self._pieces) or bytes(self._decoded)
 
     def feed(self, data: bytes) -> bytes:
         """Take body bytes; returns those that belong to the next request.
@@ -150,8 +159,7 @@ class BodyReader:
     def on_body(self, data: bytes) -> None:
         """Collect one decoded piece of a chunked body."""
         if not self.complete:
-            self._pieces.append(data)
-            self._size += len(data)
+            self._decoded += data
 
     def on_message_complete(self) -> None:
         """Note the end of a chunked body."""
@@ -167,7 +175,7 @@ class BodyReader:
                 msg = "the chunked body is malformed"
                 raise BadRequest(msg) from err
             self.pipelined = True
-        if self._size > self._max_bytes:
+        if len(self._decoded) > self._max_bytes:
             raise BodyTooLarge(self._max_bytes)
         if self.complete:
             self._parser = None  # it holds on to this reader
@@ -176,7 +184,8 @@ class BodyReader:
 def _check_begun(buffer: bytes, max_bytes: int) -> None:
     if len(buffer) > max_bytes:
         raise HeadTooLarge(max_bytes)
-    if _BARE_LINE_FEED.search(buffer) or not buffer[:1].isalpha():
+    # It may come byte by byte: a look at all of it has to cost next to nothing.
+    if buffer.count(b"\n") != buffer.count(b"\r\n") or not buffer[:1].isalpha():
         raise _malformed()
 
 
@@ -201,22 +210,21 @@ def _parse(constant: bytes) -> RequestHead:
     match = REQUEST_HEAD.fullmatch(constant)
     if match is None:
         raise _malformed()
-    fields: dict[bytes, bytes] = {}
-    for name, value in fields_of(constant):
-        if name not in fields:
-            fields[name] = value
-        elif name in _SINGLE_FIELDS or name in (b"content-length", b"transfer-encoding"):
-            raise _repeated(name)
-        else:
-            fields[name] += b", " + value
-    minor = int(match[3])
+    fields = _joined(fields_of(constant))
+    method, minor = match[1].decode("ascii"), int(match[3])
+    if method not in METHODS:
+        msg = f"no path takes the method {method[:32]}"
+        raise MethodNotAllowed(msg, METHODS)
+    target = read_target(match[1], match[2])
+    _set_host(fields, target.authority, minor)
     coding = fields.get(b"transfer-encoding")
     if coding is not None and (minor == 0 or coding.lower() != b"chunked"):
         raise _ambiguous()
     tokens = [token.strip() for token in fields.get(b"connection", b"").lower().split(b",")]
     return RequestHead(
-        method=match[1].decode("ascii"),
-        path=match[2].decode("ascii").partition("?")[0],
+        method=method,
+        path=target.path,
+        query=target.query,
         minor=minor,
         fields={
             name.decode("ascii"): value.decode("utf-8", "surrogateescape")
@@ -226,6 +234,31 @@ def _parse(constant: bytes) -> RequestHead:
         chunked=coding is not None,
         expects_continue=minor == 1 and fields.get(b"expect", b"").lower() == b"100-continue",
     )
+
+
+def _joined(lines: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Return headers by name; the values of one that stands several times are joined."""
+    fields: dict[bytes, bytes] = {}
+    several: dict[bytes, list[bytes]] = {}
+    for name, value in lines:
+        if name not in fields:
+            fields[name] = value
+        elif name in _SINGLE_FIELDS:
+            raise _repeated(name)
+        else:
+            several.setdefault(name, [fields[name]]).append(value)
+    for name, values in several.items():
+        fields[name] = b", ".join(values)
+    return fields
+
+
+def _set_host(fields: dict[bytes, bytes], authority: str | None, minor: int) -> None:
+    """See to the Host header: where the target names a host, nothing else counts."""
+    if authority is not None:
+        fields[b"host"] = authority.encode()
+    elif minor == 1 and b"host" not in fields:
+        msg = "the Host header is missing"
+        raise BadRequest(msg)
 
 
 _remembered = lru_cache(maxsize=_REMEMBERED_HEADS)(_parse)

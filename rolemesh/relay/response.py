@@ -18,6 +18,7 @@ from typing import Final
 import httptools
 
 from rolemesh.relay.headers import RESPONSE_HEAD, end_to_end, fields_of, status_line
+from rolemesh.relay.replies import Reply
 
 MAX_HEAD_BYTES: Final = 65536
 
@@ -89,6 +90,16 @@ def read_whole(data: bytes) -> tuple[ResponseHead, bytes] | None:
         return None
     head = _remembered(constant)
     return (head, data[end:]) if head.is_plain else None
+
+
+def whole_reply(head: ResponseHead, body: bytes) -> Reply:
+    """Return an answer that is taken in whole, with those of its headers that pass then."""
+    fields = tuple(
+        (name, value)
+        for name in ("Content-Type", "Retry-After")
+        if (value := head.field(name.lower().encode()).decode("latin-1"))
+    )
+    return Reply(status=head.status, body=body, fields=fields)
 
 
 class ResponseReader:
@@ -220,6 +231,17 @@ class ResponseReader:
         if data and self.sink is not None:
             self.sink(data)
         return data
+
+    def framing_line(self, minor: int) -> bytes:
+        """Return the framing header for a client of HTTP/1.`minor`.
+
+        What such a client cannot read as it came has to be re-framed.
+        """
+        if self.head is None or not self.head.has_body:
+            return b""
+        if self.framing is Framing.LENGTH:
+            return b"Content-Length: %d\r\n" % self.length
+        return b"Transfer-Encoding: chunked\r\n" if minor else b""
 
     def let_go(self) -> None:
         """Let go of the parser, which holds on to this reader."""

@@ -2,14 +2,31 @@
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 from rolemesh.relay.inbound import InboundServer
 from rolemesh.runtime.listeners import BACKLOG
 
+HANDSHAKE_S: Final = 15.0
+"""How long a client may take for its TLS handshake."""
+
+GOODBYE_S: Final = 60.0
+"""How long a client may take to read the rest and say that it has, as TLS wants it."""
+
 _ACCEPT_ROUNDS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """An asyncio server on a duplicate of a listener, which therefore outlives it."""
+
+    own: socket.socket
+    server: asyncio.Server
+    tls: ssl.SSLContext | None
 
 
 class Accepting:
@@ -17,30 +34,57 @@ class Accepting:
 
     def __init__(self, inbound: InboundServer) -> None:
         self._inbound = inbound
-        self._servers: dict[socket.socket, asyncio.Server] = {}
+        self._loop = asyncio.get_running_loop()
+        self._servers: dict[socket.socket, _Server] = {}
 
-    async def follow(self, listeners: Iterable[socket.socket]) -> None:
-        """Accept on these from now on; a socket that is not among them any more is closed."""
+    async def follow(
+        self, listeners: Iterable[socket.socket], tls: ssl.SSLContext | None = None
+    ) -> None:
+        """Accept on these from now on, with `tls`; one that is not among them any more is closed.
+
+        Connections that were accepted before stay as they are.
+        """
         wanted = set(listeners)
-        loop = asyncio.get_running_loop()
-        for listener in wanted - self._servers.keys():
-            self._servers[listener] = await loop.create_server(
-                self._inbound, sock=listener, backlog=BACKLOG
-            )
-        gone = self._servers.keys() - wanted
-        for listener in gone:
-            loop.remove_reader(listener)
+        replaced = [
+            served
+            for listener, served in self._servers.items()
+            if listener not in wanted or served.tls is not tls
+        ]
+        for listener in wanted:
+            served = self._servers.get(listener)
+            if served is None or served.tls is not tls:
+                self._servers[listener] = await self._serve(listener, tls)
+        for served in replaced:
+            self._loop.remove_reader(served.own)
         # asyncio makes connections of what it has accepted over its next rounds, and some versions
         # of it drop those that come after the close.
         for _ in range(_ACCEPT_ROUNDS):
             await asyncio.sleep(0)
-        for listener in gone:
-            self._servers.pop(listener).close()
+        for served in replaced:
+            served.server.close()
+        for listener in self._servers.keys() - wanted:
+            del self._servers[listener]
+            listener.close()
+
+    async def _serve(self, listener: socket.socket, tls: ssl.SSLContext | None) -> _Server:
+        options: dict[str, Any] = {}
+        if tls is not None:
+            options = {
+                "ssl": tls,
+                "ssl_handshake_timeout": HANDSHAKE_S,
+                "ssl_shutdown_timeout": GOODBYE_S,
+            }
+        own = listener.dup()
+        factory = self._inbound if tls is None else self._inbound.secured
+        server = await self._loop.create_server(factory, sock=own, backlog=BACKLOG, **options)
+        return _Server(own, server, tls)
 
 
 @asynccontextmanager
 async def accepting(
-    listeners: Iterable[socket.socket], inbound: InboundServer
+    listeners: Iterable[socket.socket],
+    inbound: InboundServer,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Accepting]:
     """Accept connections for `inbound`; on leaving, stop accepting and close the listeners.
 
@@ -49,7 +93,7 @@ async def accepting(
     """
     server = Accepting(inbound)
     try:
-        await server.follow(listeners)
+        await server.follow(listeners, tls)
         yield server
     finally:
         await server.follow(())

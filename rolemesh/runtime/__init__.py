@@ -6,7 +6,10 @@ fd_store   listening sockets that the service manager passes at start
 log        log records with fields, and where they go
 journal    records in the journal's own protocol
 operator_events  rare events with a fixed MESSAGE_ID
+request_log  the one record of each request (request_history: the last of them)
+exposition  metrics as text (process_numbers: those of this process)
 listeners  the sockets a daemon accepts on, kept over a restart
+tls        the TLS contexts in force
 state      state files: atomic, set aside when corrupt
 keys       accepted keys and who they belong to
 tasks      the only place that starts tasks

@@ -5,10 +5,10 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Final
 
-from rolemesh.errors import ConfigError, RoleMeshError
+from rolemesh.errors import ConfigError, RoleMeshError, Unavailable
 from rolemesh.runtime.log import fields, log_problem, setup_logging, stderr_is_journal
 from rolemesh.runtime.memory import keep_freed_memory, set_aside_what_is_there
 from rolemesh.runtime.notify import Notifier, watchdog_interval_s
@@ -40,6 +40,22 @@ class Lifecycle:
         self.notifier = notifier
         self.status: Callable[[], str] = lambda: "starting"
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+        self._who_asked: list[asyncio.Future[Exception | None]] = []
+        self._is_stopping = False
+
+    async def reload(self) -> None:
+        """Reload as on SIGHUP, in turn with others; returns, or raises, what came of it.
+
+        Raises ConfigError when the configuration is refused, Unavailable when the daemon stops.
+        """
+        if self._is_stopping:
+            raise _stopping()
+        asked: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+        self._who_asked.append(asked)
+        self._signals.put_nowait(signal.SIGHUP)
+        failure = await asked
+        if failure is not None:
+            raise failure
 
     def status_changed(self) -> None:
         """Send STATUS again if its text changed."""
@@ -62,17 +78,24 @@ class Lifecycle:
                 await self._reload(reload)
         logger.info("%s received: stopping", received.name)
         self.notifier.stopping("stopping")
+        self._is_stopping = True
+        _settle(self._who_asked, _stopping())
 
     async def _reload(self, reload: Callable[[], Awaitable[None]]) -> None:
+        failure: Exception | None = None
+        asked, self._who_asked = self._who_asked, []
         self.notifier.reloading()
         try:
             await reload()
         except ConfigError as err:
+            failure = err
             _log_refusal(err)
-        except Exception:
+        except Exception as err:
+            failure = err
             logger.exception("reload failed inside RoleMesh; the daemon serves on")
         finally:
             self.notifier.ready(self._status_text())  # without it `systemctl reload` hangs for ever
+        _settle(asked, failure)
 
     async def _feed_watchdog(self, interval_s: float) -> None:
         while True:
@@ -108,6 +131,16 @@ class Lifecycle:
         finally:
             for number in numbers:
                 loop.remove_signal_handler(number)
+
+
+def _stopping() -> Unavailable:
+    return Unavailable("this daemon is stopping", reason="stopping", retry_after_s=1.0)
+
+
+def _settle(asked: Iterable[asyncio.Future[Exception | None]], failure: Exception | None) -> None:
+    for each in asked:
+        if not each.done():  # whoever asked may have left
+            each.set_result(failure)
 
 
 def refusal_log() -> Callable[[ConfigError], None] | None:

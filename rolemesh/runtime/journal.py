@@ -250,6 +250,11 @@ class JournalHandler(logging.Handler):
             return ""
         return f"{unwritten} log records not written since {self._trouble_since}"
 
+    @property
+    def lost(self) -> int:
+        """How many records could not be written."""
+        return self._sender.lost
+
     def emit(self, record: logging.LogRecord) -> None:
         """Send one record; never blocks, never raises."""
         if self._gathered:

@@ -3,11 +3,11 @@
 import hashlib
 import hmac
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
-from rolemesh.config.settings import ClientKey
+from rolemesh.config.settings import ClientKey, Priority
 from rolemesh.errors import NotAuthenticated
 from rolemesh.names import Alias
 
@@ -16,13 +16,18 @@ _REMEMBERED_LENGTH: Final = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """Who a key belongs to; `roles` are the aliases it may use, None means any."""
+    """Who a key belongs to, and what it may; see ClientKey. `digest` is that of the key."""
 
     name: str
     roles: frozenset[Alias] | None = None
+    priority: Priority | None = None
+    max_concurrent: int | None = None
+    requests_per_minute: int | None = None
+    admin: bool = False
+    digest: bytes = field(default=b"", repr=False)
 
 
-ANYONE = Principal(name="-")
+ANYONE = Principal(name="-", admin=True)
 """The principal of a caller where no key is asked for."""
 
 
@@ -35,12 +40,19 @@ class KeyRing:
     """A set of accepted keys; an empty one asks nobody for a key."""
 
     def __init__(self, keys: Iterable[ClientKey]) -> None:
-        self._by_digest = {
-            key.digest: (key.digest, Principal(name=key.name, roles=key.roles)) for key in keys
-        }
+        self._by_digest = {key.digest: (key.digest, _principal(key)) for key in keys}
 
     def __bool__(self) -> bool:
         return bool(self._by_digest)
+
+    def present(self, principal: Principal) -> Principal | None:
+        """Return who the key of somebody identified before belongs to now, None if to nobody.
+
+        Who has shown no key stays who he was.
+        """
+        if not principal.digest:
+            return principal
+        return self._by_digest.get(principal.digest, (b"", None))[1]
 
     def identify(self, authorization: str | None, x_api_key: str | None) -> Principal:
         """Return whose key a request carries; raises NotAuthenticated.
@@ -60,6 +72,18 @@ class KeyRing:
             msg = "the key is not known here"
             raise NotAuthenticated(msg)
         return principal
+
+
+def _principal(key: ClientKey) -> Principal:
+    return Principal(
+        name=key.name,
+        roles=key.roles,
+        priority=key.priority,
+        max_concurrent=key.max_concurrent,
+        requests_per_minute=key.requests_per_minute,
+        admin=key.admin,
+        digest=key.digest,
+    )
 
 
 def _digest(authorization: str | None, x_api_key: str | None) -> bytes | None:

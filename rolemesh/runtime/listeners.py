@@ -29,6 +29,7 @@ RELEASE_S: Final = 2.0
 _RETRY_S: Final = 0.02
 
 _Address = tuple[Any, ...]
+_Places = tuple[tuple[str, ...], int]
 _Wanted = Mapping[_Address, tuple[socket.AddressFamily, str]]
 
 
@@ -49,7 +50,7 @@ class Listeners:
 
     def __init__(self, notifier: Notifier, passed: Iterable[PassedSocket] = ()) -> None:
         self._notifier = notifier
-        self._listen: Listen | None = None
+        self._places: _Places | None = None
         self._open: dict[_Address, PassedSocket] = {}
         for each in passed:
             if self._open.setdefault(each.socket.getsockname(), each) is not each:
@@ -64,6 +65,12 @@ class Listeners:
     def port(self) -> int:
         """The port of the first."""
         return int(self.sockets[0].getsockname()[1])
+
+    @property
+    def described(self) -> list[str]:
+        """Their addresses as people write them: `127.0.0.1:8000`, `[::1]:8000`."""
+        names = (each.getsockname()[:2] for each in self.sockets)
+        return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in names]
 
     async def open(self, listen: Listen) -> None:
         """Take over what was passed and still listens as `listen` says, and bind the rest.
@@ -104,7 +111,7 @@ class Listeners:
 
         Sockets that it does not name any more are not closed here: who accepts on them does that.
         """
-        if listen == self._listen:
+        if (listen.host, listen.port) == self._places:
             return  # bound to any free port, they would not be found again
         try:
             wanted = _resolved(listen)
@@ -119,7 +126,7 @@ class Listeners:
     def _commit(
         self, listen: Listen, wanted: _Wanted, new: Mapping[_Address, socket.socket]
     ) -> None:
-        self._listen = listen
+        self._places = (listen.host, listen.port)
         for address in self._open.keys() - wanted.keys():
             self._forget(address)
         for address, bound in new.items():

@@ -115,6 +115,12 @@ def log_problem() -> str:
     return "; ".join(filter(None, problems))
 
 
+def lost_records() -> int:
+    """Return how many log records could not be written since the start."""
+    handlers = logging.getLogger().handlers
+    return sum(each.lost for each in handlers if isinstance(each, JournalHandler))
+
+
 def log_warnings(warnings: Iterable[Problem]) -> None:
     """Log what is doubtful about an accepted configuration."""
     for warning in warnings:

@@ -2,21 +2,29 @@
 
 A LogRecord would cost more than the rest of a request's own bookkeeping, so a record goes to the
 journal as the text it is there. What one client asks of one model again and again is the same in
-each record, and is written out once: its labels.
+each record, and is written out once: its labels. The last records are remembered (`request_history`).
 """
 
 import logging
+import time
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 from rolemesh.runtime.journal import JournalHandler
 from rolemesh.runtime.log import fields
+from rolemesh.runtime.request_history import FIELDS, FULL, RequestHistory
+
+REASON_CHARACTERS: Final = 1000
+"""How much of a reason is remembered: it may repeat what a client has sent."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Labels:
-    """What many requests have in common; `lines` is its text in the journal, "" if it needs care."""
+    """What many requests have in common; `lines` is its text in the journal, "" if it needs care.
+
+    Not compared by their values: a dictionary of them is as fast as one of numbers.
+    """
 
     what: str
     values: tuple[tuple[str, str], ...]
@@ -39,6 +47,8 @@ class RequestLog:
         self._name = name
         self._logger = logging.getLogger(name)
         self._handlers = logging.getLogger().handlers
+        self.history = RequestHistory()
+        """The last records, whatever the log's threshold."""
 
     def write(
         self,
@@ -54,6 +64,23 @@ class RequestLog:
         reason: str | None = None,
     ) -> None:
         """Write a record; None is left out. Never pass prompts, replies or keys."""
+        request = (
+            of,
+            request_id,
+            status,
+            phase,
+            time.monotonic(),
+            attempts,
+            queue_ms,
+            first_byte_ms,
+            total_ms,
+            reason and reason[:REASON_CHARACTERS],
+        )
+        history = self.history
+        filling = history.filling
+        filling += request
+        if len(filling) >= FULL:
+            history.turn_over()
         if not self._logger.isEnabledFor(logging.INFO):
             return
         handlers = self._handlers
@@ -69,16 +96,14 @@ class RequestLog:
                 f"ROLEMESH_FIRST_BYTE_MS={first_byte_ms:.1f}\nROLEMESH_TOTAL_MS={total_ms:.1f}\n",
             )
             return
-        values: dict[str, Any] = {
-            "request_id": request_id,
-            "status": status,
-            "phase": phase,
-            **dict(of.values),
-            "attempts": attempts,
-            "queue_ms": queue_ms,
-            "first_byte_ms": first_byte_ms,
-            "total_ms": total_ms,
-            "reason": reason,
-        }
-        message = f"{of.what}: {status} in {total_ms:.0f} ms"
-        self._logger.info("%s", message, extra=fields(**values))
+        self._log(request, reason)
+
+    def _log(self, request: tuple[Any, ...], reason: str | None) -> None:
+        """Write a record, elements as of RequestHistory, by way of a LogRecord."""
+        values = dict(zip(FIELDS, request, strict=True))
+        of: Labels = values.pop("labels")
+        del values["ended_at"]
+        first = {name: values.pop(name) for name in ("request_id", "status", "phase")}
+        extra = fields(**{**first, **dict(of.values), **values, "reason": reason})
+        message = f"{of.what}: {first['status']} in {values['total_ms']:.0f} ms"
+        self._logger.info("%s", message, extra=extra)

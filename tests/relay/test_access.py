@@ -112,3 +112,14 @@ def test_the_address_is_checked_before_the_key() -> None:
 def test_without_keys_nobody_on_another_machine_is_served(peer: str) -> None:
     with pytest.raises(NotAllowed, match="only callers on this machine"):
         identify(LOCAL, peer, host="localhost")
+
+
+@pytest.mark.parametrize("origins", [("http://chat.example",), ("*",)])
+def test_a_page_that_may_read_replies_is_no_foreign_one(origins: tuple[str, ...]) -> None:
+    access = Access(KeyRing(()), None, local_only=True, origins=origins)
+    assert identify(access, host="localhost", origin="http://chat.example") == ANYONE.name
+    with pytest.raises(NotAllowed, match="Host"):
+        identify(access, host="rebound.example", origin="http://chat.example")
+    if origins != ("*",):
+        with pytest.raises(NotAllowed, match="Origin"):
+            identify(access, host="localhost", origin="http://evil.example")

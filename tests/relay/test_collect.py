@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from rolemesh.errors import ConnectFailed, UpstreamBroke, UpstreamTimeout
 from rolemesh.names import RequestId
 from rolemesh.relay.assembly import REPLY_LIMIT_BYTES
 from rolemesh.relay.attempt import attempt
+from rolemesh.relay.choices import ChoicesAssembly
 from rolemesh.relay.client import ClientStream
 from rolemesh.relay.collect import Collection
 from rolemesh.relay.replies import Reply
@@ -96,7 +98,7 @@ async def take(
         timeouts=Timeouts(connect_s=5.0, first_byte_s=first_byte_s, idle_s=idle_s),
         deadline=asyncio.get_running_loop().time() + total_s,
         added=b"",
-        kind=Collection,
+        kind=partial(Collection, assembly=ChoicesAssembly),
     )
     if isinstance(ended, Reply):
         return Collected(reply=ended, first_byte_at=first_byte_at)

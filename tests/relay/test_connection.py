@@ -320,3 +320,13 @@ async def test_too_much_behind_a_request_closes_the_connection_after_its_reply()
         assert json.loads((await client.reply()).body) == {"n": 1}
         with suppress(ConnectionError):  # what it sent last may meet a closed connection
             assert await client.rest() == b""
+
+
+async def test_a_path_that_is_taken_away_while_a_body_comes_is_unknown() -> None:
+    async with serving(echo) as served, connected(served.port) as client:
+        await client.send(request("POST", PATH, "Content-Length: 2", "Expect: 100-continue"))
+        assert b"100 Continue" in await client.reader.readuntil(b"\r\n\r\n")
+        served.inbound.paths = {}
+        await client.send(b"{}")
+        received = await client.reply()
+        assert (received.status, received.error["code"]) == (404, "unknown_path")

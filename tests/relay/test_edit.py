@@ -8,7 +8,7 @@ import pytest
 
 from rolemesh.errors import BadRequest
 from rolemesh.relay import members
-from rolemesh.relay.edit import MAX_PROMPTS, RequestBody, as_members
+from rolemesh.relay.edit import MAX_COMPLETIONS, RequestBody, as_members
 
 DEEP = b'{"model": "a", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 
@@ -139,33 +139,40 @@ def test_only_true_asks_for_a_stream(text: str, streams: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "prompts_key", "slots"),
+    ("body", "prompts", "choices", "count"),
     [
-        (b"{}", None, 1),
-        (b'{"n":3}', None, 3),
-        (b'{"n":0}', None, 1),
-        (b'{"n":-2}', None, 1),
-        (b'{"n":null}', None, 1),
-        (b'{"n":"5"}', None, 1),
-        (b'{"prompt":"a"}', "prompt", 1),
-        (b'{"prompt":[]}', "prompt", 1),
-        (b'{"prompt":["a","b"]}', "prompt", 2),
-        (b'{"prompt":[1,2,3]}', "prompt", 1),
-        (b'{"prompt":[[1,2],[3]]}', "prompt", 2),
-        (b'{"prompt":["a","b"],"n":4}', "prompt", 8),
-        (b'{"prompt":["a","b"]}', None, 1),
+        (b"{}", (), ("n",), 1),
+        (b'{"n":3}', (), ("n",), 3),
+        (b'{"n":3}', (), (), 1),
+        (b'{"n":3,"n_cmpl":4}', (), ("n", "n_cmpl"), 4),
+        (b'{"n":2.0}', (), ("n",), 2),
+        (b'{"n":0}', (), ("n",), 1),
+        (b'{"n":-2}', (), ("n",), 1),
+        (b'{"n":-1e400}', (), ("n",), 1),
+        (b'{"n":null}', (), ("n",), 1),
+        (b'{"n":"5"}', (), ("n",), 1),
+        (b'{"prompt":"a"}', ("prompt",), (), 1),
+        (b'{"prompt":[]}', ("prompt",), (), 1),
+        (b'{"prompt":["a","b"]}', ("prompt",), (), 2),
+        (b'{"prompt":[1,2,3]}', ("prompt",), (), 1),
+        (b'{"prompt":[[1,2],[3]]}', ("prompt",), (), 2),
+        (b'{"prompt":["a","b"],"n":4}', ("prompt",), ("n",), 8),
+        (b'{"prompt":["a","b"]}', (), (), 1),
+        (b'{"input":"a","content":["a","b"]}', ("input", "content"), (), 2),
     ],
 )
-def test_a_request_takes_n_times_its_prompts_slots(
-    body: bytes, prompts_key: str | None, slots: int
+def test_a_request_asks_for_choices_of_each_of_its_prompts(
+    body: bytes, prompts: tuple[str, ...], choices: tuple[str, ...], count: int
 ) -> None:
-    assert RequestBody.parse(body).slots(prompts_key) == slots
+    assert RequestBody.parse(body).completions(prompts, choices) == count
 
 
-def test_more_prompts_than_any_node_could_hold_are_refused() -> None:
-    assert RequestBody.parse(b'{"n": %d}' % MAX_PROMPTS).slots(None) == MAX_PROMPTS
+@pytest.mark.parametrize("many", [str(MAX_COMPLETIONS + 1), "1e400", "1" * 40])
+def test_more_completions_than_any_node_could_hold_are_refused(many: str) -> None:
+    body = RequestBody.parse(b'{"n": %d}' % MAX_COMPLETIONS)
+    assert body.completions((), ("n",)) == MAX_COMPLETIONS
     with pytest.raises(BadRequest) as refused:
-        RequestBody.parse(b'{"n": %d}' % (MAX_PROMPTS + 1)).slots(None)
+        RequestBody.parse(f'{{"n": {many}}}'.encode()).completions((), ("n",))
     assert refused.value.param == "n"
 
 

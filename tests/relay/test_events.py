@@ -1,6 +1,6 @@
 import pytest
 
-from rolemesh.relay.events import EventLines
+from rolemesh.relay.events import EventLines, has_error
 
 
 def took_content(lines: EventLines, piece: bytes) -> bool:
@@ -40,3 +40,19 @@ def test_comments_are_recognised_wherever_the_stream_is_cut() -> None:
         pieces = [comments[at : at + size] for at in range(0, len(comments), size)]
         assert [piece for piece in pieces if took_content(lines, piece)] == []
         assert took_content(lines, b"d")
+
+
+@pytest.mark.parametrize(
+    ("data", "is_error"),
+    [
+        (b'\n\ndata: {"error": {"message": "x", "request_id": "r"}}\n\n', True),
+        (b'2f\r\n\n\ndata: {"error": {"message": "x", "request_id": "r"}}\n\n\r\n', True),
+        (b'\n\nevent: error\ndata: {"type": "error", "error": {"request_id": "r"}}\n\n', True),
+        (b'data: {"choices": [{"delta": {"content": "\\"error\\": {"}}]}\n\n', False),
+        (b'data: {"error": {"message": "the upstream\'s own"}}\n\n', False),
+        (b'data: {"error": {"message": "x", "request_id": ', False),
+        (b"", False),
+    ],
+)
+def test_an_error_of_rolemesh_is_known_from_anything_else(data: bytes, *, is_error: bool) -> None:
+    assert has_error(data) is is_error

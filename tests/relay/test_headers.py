@@ -38,6 +38,7 @@ def test_headers_of_one_hop_and_those_named_in_connection_do_not_cross_it() -> N
         (b"content-length", b"5"),
         (b"server", b"llama.cpp"),
         (b"set-cookie", b"a=b"),
+        (b"strict-transport-security", b"max-age=1"),
         (b"access-control-allow-origin", b"*"),
         (b"x-other", b"2"),
         (b"x-other", b"3"),

@@ -5,7 +5,14 @@ import pytest
 
 from rolemesh import errors
 from rolemesh.names import RequestId
-from rolemesh.relay.replies import error_event, error_object, error_reply, json_reply, status_of
+from rolemesh.relay.replies import (
+    Dialect,
+    error_event,
+    error_object,
+    error_reply,
+    json_reply,
+    status_of,
+)
 
 ID = RequestId("req-1")
 
@@ -21,6 +28,14 @@ TABLE: list[tuple[errors.RoleMeshError, int, str, str]] = [
     (errors.HeadTooLarge(1), 431, "invalid_request_error", "head_too_large"),
     (errors.QueueFull("x", retry_after_s=1), 429, "rate_limit_error", "queue_full"),
     (errors.QueueTimeout("x", retry_after_s=1), 429, "rate_limit_error", "queue_timeout"),
+    (errors.RateLimited("x", retry_after_s=1), 429, "rate_limit_error", "rate_limited"),
+    (errors.Cancelled("x"), 503, "unavailable_error", "cancelled"),
+    (
+        errors.RequestCrashesUpstream("x", upstream="u"),
+        502,
+        "upstream_error",
+        "request_crashes_upstream",
+    ),
     (errors.SlotsBusy("x", retry_after_s=1), 503, "unavailable_error", "slots_busy"),
     (
         errors.Unavailable("x", reason="r", retry_after_s=1),
@@ -29,6 +44,7 @@ TABLE: list[tuple[errors.RoleMeshError, int, str, str]] = [
         "unavailable",
     ),
     (errors.ConnectFailed("x", upstream="u"), 502, "upstream_error", "connect_failed"),
+    (errors.NotVerified("x", upstream="u"), 502, "upstream_error", "connect_failed"),
     (errors.UpstreamBroke("x", upstream="u"), 502, "upstream_error", "upstream_broke"),
     (errors.StreamBroken("x", upstream="u"), 502, "upstream_error", "upstream_broke"),
     (
@@ -112,3 +128,38 @@ def test_an_error_event_ends_an_event_that_broke_off() -> None:
     data = event.strip().removeprefix(b"data: ")
     assert b"\n" not in data
     assert json.loads(data)["error"]["status"] == 502
+
+
+ANTHROPIC_TYPES: list[tuple[errors.RoleMeshError, str]] = [
+    (errors.BadRequest("x"), "invalid_request_error"),
+    (errors.NotAuthenticated("x"), "authentication_error"),
+    (errors.NotAllowed("x"), "permission_error"),
+    (errors.UnknownAlias("x", ()), "not_found_error"),
+    (errors.MethodNotAllowed("x", ("POST",)), "invalid_request_error"),
+    (errors.BodyTooLarge(1), "request_too_large"),
+    (errors.QueueFull("x", retry_after_s=1), "rate_limit_error"),
+    (errors.RateLimited("x", retry_after_s=1), "rate_limit_error"),
+    (errors.Unavailable("x", reason="r", retry_after_s=1), "overloaded_error"),
+    (errors.SlotsBusy("x", retry_after_s=1), "overloaded_error"),
+    (errors.ConnectFailed("x", upstream="u"), "api_error"),
+    (errors.UpstreamTimeout("x", upstream="u", limit="idle_s"), "timeout_error"),
+    (errors.RoleMeshError("x"), "api_error"),
+]
+
+
+@pytest.mark.parametrize(("error", "kind"), ANTHROPIC_TYPES)
+def test_who_speaks_anthropic_s_api_is_told_in_its_shape(
+    error: errors.RoleMeshError, kind: str
+) -> None:
+    tree = json.loads(error_reply(error, ID, dialect=Dialect.ANTHROPIC).body)
+    in_openai_s = json.loads(error_reply(error, ID).body)["error"]
+    assert (tree["type"], tree["request_id"]) == ("error", ID)
+    assert tree["error"] == {**in_openai_s, "type": kind}
+    assert error_reply(error, ID).fields == error_reply(error, ID, Dialect.ANTHROPIC).fields
+
+
+def test_an_error_event_of_anthropic_s_api_has_its_name() -> None:
+    event = error_event(errors.UpstreamBroke("x", upstream="u"), ID, dialect=Dialect.ANTHROPIC)
+    assert event.startswith(b"\n\nevent: error\ndata: {")
+    assert event.endswith(b"}\n\n")
+    assert json.loads(event.split(b"data: ")[1])["type"] == "error"

@@ -1,8 +1,10 @@
 """Reading requests without sockets: tables of what is taken and what is refused."""
 
+import tracemalloc
+
 import pytest
 
-from rolemesh.errors import BadRequest, BodyTooLarge, HeadTooLarge
+from rolemesh.errors import BadRequest, BodyTooLarge, HeadTooLarge, MethodNotAllowed
 from rolemesh.relay.request import BodyReader, Request, read_head
 
 MAX_HEAD = 400
@@ -10,7 +12,7 @@ MAX_BODY = 20
 
 
 def head(*lines: bytes, start: bytes = b"POST /v1/completions HTTP/1.1") -> bytes:
-    return b"".join(line + b"\r\n" for line in (start, *lines)) + b"\r\n"
+    return b"".join(line + b"\r\n" for line in (start, b"Host: h", *lines)) + b"\r\n"
 
 
 def read(data: bytes, size: int = 1 << 20) -> tuple[bytes, bool, bytes]:
@@ -136,6 +138,24 @@ def test_a_head_is_refused_as_soon_as_it_cannot_become_right(data: bytes) -> Non
         read_head(data, MAX_HEAD)
 
 
+@pytest.mark.parametrize("method", [b"TRACE", b"CONNECT", b"get", b"PRI", b"X" * 300])
+def test_a_method_that_no_path_takes_is_refused(method: bytes) -> None:
+    with pytest.raises(MethodNotAllowed) as refused:
+        read_head(head(start=method + b" / HTTP/1.1"), MAX_HEAD)
+    assert refused.value.allowed[:2] == ("DELETE", "GET")
+    assert len(str(refused.value)) < 80
+
+
+def test_http_1_1_has_to_name_its_host() -> None:
+    line = b"POST %b HTTP/1.%d\r\nAccept: a\r\n\r\n"
+    with pytest.raises(BadRequest, match="Host"):
+        read_head(line % (b"/x", 1), MAX_HEAD)
+    assert found(line % (b"/x", 0)).field("host") is None
+    assert found(line % (b"http://a:1/x", 1)).field("host") == "a:1"
+    named_twice = head(start=b"POST http://evil.example/x HTTP/1.1")
+    assert found(named_twice).field("host") == "evil.example"
+
+
 def test_chunked_with_http_1_0_is_refused() -> None:
     with pytest.raises(BadRequest, match="framing"):
         read(head(b"Transfer-Encoding: chunked", start=b"POST /x HTTP/1.0") + b"0\r\n\r\n")
@@ -188,11 +208,18 @@ def test_trailers_are_not_taken_for_headers() -> None:
     reader = BodyReader(request, MAX_BODY)
     reader.feed(b"0\r\nAuthorization: Bearer b\r\nX: c\r\n\r\n")
     assert reader.complete
-    assert request.head.fields == {"transfer-encoding": "chunked", "x": "a"}
+    assert request.head.fields == {
+        "host": "h",
+        "transfer-encoding": "chunked",
+        "x": "a",
+    }
 
 
 def test_headers_that_may_repeat_are_joined() -> None:
-    assert found(head(b"Accept: a", b"ACCEPT:  b ")).head.fields == {"accept": "a, b"}
+    assert found(head(b"Accept: a", b"ACCEPT:  b ")).head.fields == {
+        "accept": "a, b",
+        "host": "h",
+    }
 
 
 def test_lengths_and_ids_are_read_however_they_are_spelt_and_are_no_fields_else() -> None:
@@ -226,5 +253,19 @@ def test_a_client_may_wait_for_leave_to_send_its_body(
 
 
 def test_the_query_is_no_part_of_the_path() -> None:
-    line = found(head(start=b"POST /v1/completions?a=/b HTTP/1.1")).head
-    assert (line.method, line.path, line.minor) == ("POST", "/v1/completions", 1)
+    line = found(head(start=b"POST //v1/completions/?a=/b HTTP/1.1")).head
+    assert (line.method, line.path, line.query) == ("POST", "/v1/completions", "a=/b")
+    assert line.minor == 1
+
+
+def test_a_body_in_tiny_chunks_takes_no_more_memory_than_its_size() -> None:
+    size = 1 << 20
+    reader = BodyReader(found(head(b"Transfer-Encoding: chunked")), size)
+    tracemalloc.start()
+    for _ in range(16):
+        reader.feed(b"2\r\nab\r\n" * (size // 32))
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    reader.feed(b"0\r\n\r\n")
+    assert reader.body == b"ab" * (size // 2)
+    assert used < 3 * size

@@ -99,11 +99,11 @@ async def test_only_as_many_idle_connections_are_kept_as_were_needed_lately() ->
         pool = UpstreamPool()
         made = [await pool.connect(up.address, 1) for _ in range(3)]
         for connection in made:
-            pool.give_back(connection)
+            pool.give_back(connection, pool.clock())
         made[0].idle_since -= upstream_module.IDLE_LIMIT_S + 1
         last = pool.take_idle(up.address)
         assert last is made[-1]
-        pool.give_back(last)
+        pool.give_back(last, pool.clock())
         assert [connection.closed for connection in made] == [True, False, False]
         pool.close()
         assert pool.take_idle(up.address) is None

@@ -1,5 +1,6 @@
 """The life of a daemon, as its service manager sees it."""
 
+import asyncio
 import os
 import signal
 import sys
@@ -8,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from rolemesh.errors import ConfigError, Problem, Unavailable
+from rolemesh.runtime.daemon import Lifecycle
+from rolemesh.runtime.notify import Notifier
 from tests.fakes import daemon_program
 from tests.lab.notify import NotifySocket
 from tests.lab.poll import eventually
@@ -83,6 +87,32 @@ async def test_ready_follows_every_reload_whatever_came_of_it(
     if wish == "refuse":
         await program.line("a.yaml:1: listen: expected one thing")
         await program.line("b.yaml:2: models: expected another")
+
+
+async def test_who_asks_for_a_reload_learns_what_came_of_it() -> None:
+    refusal = ConfigError((Problem(where="a.yaml:1", key="listen", message="no"),))
+    outcomes = [None, refusal, ZeroDivisionError("a mistake"), None]
+    lifecycle = Lifecycle(Notifier())
+
+    async def reload() -> None:
+        outcome = outcomes.pop(0)
+        if outcome is not None:
+            raise outcome
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(lifecycle.serve(reload))
+        await lifecycle.reload()
+        with pytest.raises(ConfigError, match="listen: no"):
+            await lifecycle.reload()
+        with pytest.raises(ZeroDivisionError):
+            await lifecycle.reload()
+        await lifecycle.reload()
+        lifecycle._signals.put_nowait(signal.SIGTERM)
+        with pytest.raises(Unavailable, match="stopping"):
+            await lifecycle.reload()
+    with pytest.raises(Unavailable, match="stopping"):
+        await lifecycle.reload()
+    assert outcomes == []
 
 
 @pytest.mark.parametrize(

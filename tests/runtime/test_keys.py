@@ -1,6 +1,6 @@
 import pytest
 
-from rolemesh.config.settings import ClientKey
+from rolemesh.config.settings import ClientKey, Priority
 from rolemesh.errors import NotAuthenticated
 from rolemesh.names import Alias
 from rolemesh.runtime.keys import ANYONE, KeyRing, Principal, digest_of
@@ -39,7 +39,8 @@ def test_a_key_tells_who_calls(authorization: str | None, x_api_key: str | None,
 
 
 def test_a_key_may_be_for_some_roles_only() -> None:
-    assert RING.identify("Bearer key-2", None) == Principal(name="two", roles=ROLES)
+    two = RING.identify("Bearer key-2", None)
+    assert two == Principal(name="two", roles=ROLES, digest=digest_of("key-2"))
     assert RING.identify("Bearer key-1", None).roles is None
 
 
@@ -69,3 +70,32 @@ def test_neither_keys_nor_digests_show() -> None:
     key = ClientKey(name="one", digest=digest_of("key-1"))
     assert "key-1" not in repr(key)
     assert digest_of("key-1").hex() not in repr(key)
+
+
+def test_what_a_key_may_do_is_known_of_who_shows_it() -> None:
+    ring = KeyRing(
+        [
+            ClientKey(
+                name="ci",
+                digest=digest_of("key"),
+                priority=Priority.BATCH,
+                max_concurrent=2,
+                requests_per_minute=60,
+                admin=True,
+            )
+        ]
+    )
+    ci = ring.identify("Bearer key", None)
+    assert (ci.priority, ci.max_concurrent, ci.requests_per_minute) == (Priority.BATCH, 2, 60)
+    assert ci.admin
+
+
+def test_who_was_identified_before_has_the_rights_of_today() -> None:
+    two = RING.identify("Bearer key-2", None)
+    assert RING.present(two) == two
+    renamed = KeyRing([ClientKey(name="new", digest=digest_of("key-2"))])
+    present = renamed.present(two)
+    assert present is not None
+    assert (present.name, present.roles) == ("new", None)
+    assert KeyRing([]).present(two) is None
+    assert KeyRing([]).present(ANYONE) is ANYONE

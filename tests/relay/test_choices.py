@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from rolemesh.relay.assembly import Answer, Assembly, AssemblyError
+from rolemesh.relay.assembly import Answer, AssemblyError
+from rolemesh.relay.choices import ChoicesAssembly
 
 DONE = b"data: [DONE]\n\n"
 HEAD = {"created": 1, "id": "chatcmpl-1", "model": "m", "object": "chat.completion.chunk"}
@@ -39,7 +40,7 @@ def assembled(*events: bytes) -> Any:
     stream = b"".join(events)
     answers = set()
     for size in (1, 7, len(stream)):
-        assembly = Assembly()
+        assembly = ChoicesAssembly()
         for start in range(0, len(stream), size):
             assembly.feed(stream[start : start + size])
         answers.add(assembly.end())
@@ -160,7 +161,7 @@ def test_a_chat_whose_role_was_never_said_and_that_says_nothing() -> None:
 
 
 def test_a_report_of_progress_is_not_in_the_reply_but_what_comes_with_it_is() -> None:
-    assembly = Assembly()
+    assembly = ChoicesAssembly()
     assert not assembly.feed(chat({"role": "assistant", "content": None}, prompt_progress={"x": 1}))
     assert not assembly.feed(chat({"content": "Be"}, prompt_progress={"x": 2}))
     assert assembly.feed(chat({"content": "gun"}))
@@ -197,7 +198,7 @@ def test_comments_other_fields_and_line_ends_do_not_matter() -> None:
 
 
 def test_only_what_makes_the_answer_grow_is_progress() -> None:
-    assembly = Assembly()
+    assembly = ChoicesAssembly()
     for nothing in (b": ping\n\n", b"\n", b"data: null\n\n", b"event: x\n", text("a")[:-3], b""):
         assert not assembly.feed(nothing)
     assert assembly.feed(b"}\n\n")
@@ -224,7 +225,7 @@ def test_only_what_makes_the_answer_grow_is_progress() -> None:
 )
 def test_an_error_is_the_answer_as_it_came_with_its_status(error: Any, status: int) -> None:
     for rest in (b"", DONE, text("b"), b"data: {\n"):
-        assembly = Assembly()
+        assembly = ChoicesAssembly()
         assembly.feed(text("a"))
         assert assembly.feed(event({"error": error}))
         assembly.feed(rest)
@@ -264,7 +265,7 @@ BEGUN = text("a")
 )
 def test_what_is_no_whole_stream_is_no_answer(stream: bytes) -> None:
     def take() -> None:
-        assembly = Assembly()
+        assembly = ChoicesAssembly()
         assembly.feed(stream)
         assembly.end()
 
@@ -274,12 +275,11 @@ def test_what_is_no_whole_stream_is_no_answer(stream: bytes) -> None:
 
 @pytest.mark.parametrize("depth", range(100, 1000, 50))
 def test_what_is_nested_too_deeply_is_malformed_wherever_it_is_noticed(depth: int) -> None:
-    delta: Any = {}
-    for _ in range(depth):
-        delta = {"x": delta}
-    assembly = Assembly()
+    delta = '{"x": ' * depth + "{}" + "}" * depth
+    stream = f'data: {{"choices": [{{"index": 0, "delta": {delta}}}]}}\n\n'.encode()
+    assembly = ChoicesAssembly()
     with contextlib.suppress(AssemblyError):  # how deep is too deep is the interpreter's business
-        assembly.feed(event({"choices": [{"index": 0, "delta": delta}]}) + DONE)
+        assembly.feed(stream + DONE)
         assembly.end()
 
 
@@ -294,13 +294,13 @@ def test_what_is_nested_too_deeply_is_malformed_wherever_it_is_noticed(depth: in
     ],
 )
 def test_an_answer_has_a_limit(stream: bytes) -> None:
-    assembly = Assembly(limit_bytes=100)
+    assembly = ChoicesAssembly(limit_bytes=100)
     with pytest.raises(AssemblyError, match="larger than 100 bytes"):
         assembly.feed(stream)
 
 
 def test_the_limit_counts_the_answer_and_not_the_events() -> None:
-    assembly = Assembly(limit_bytes=300)
+    assembly = ChoicesAssembly(limit_bytes=300)
     for _ in range(200):
         assembly.feed(text("a"))
     assembly.feed(DONE)
