@@ -1,10 +1,19 @@
-"""The gateway's two admission rules: for clients and for nodes."""
+"""The gateway's admission rules: for clients, for operators and for nodes."""
+
+from typing import Final
 
 from rolemesh.config.settings import GatewaySettings, Network
 from rolemesh.errors import NotAllowed
+from rolemesh.names import Alias
 from rolemesh.relay.access import Access, Field
 from rolemesh.runtime.keys import KeyRing, Principal
 from rolemesh.runtime.listeners import is_loopback
+
+OPERATOR_PREFIX: Final = "/v1/rolemesh/"
+"""What the paths of operators begin with."""
+
+OPERATOR: Final = Principal(name="operator", admin=True)
+"""Whoever can open the control socket."""
 
 
 class GatewayAccess:
@@ -21,6 +30,30 @@ class GatewayAccess:
         """Return whose client key was shown, by the rules in force; raises as Access does."""
         return self.clients.identify(peer, field)
 
+    def identify_operator(self, peer: str, field: Field) -> Principal:
+        """Return whose key was shown if it is an operator's; raises as Access does.
+
+        Without client keys whoever calls from this machine is one, and nobody else, whatever
+        `auth.open` says.
+        """
+        principal = self._operators.identify(peer, field)
+        if not principal.admin:
+            msg = f"the key {principal.name} may not do this: it is no operator's (admin: true)"
+            raise NotAllowed(msg)
+        return principal
+
+    def identify(self, peer: str, path: str, field: Field) -> Principal:
+        """Return who calls a path, by the rule of that path; raises as Access does."""
+        if path.startswith(OPERATOR_PREFIX):
+            return self.identify_operator(peer, field)
+        rule = self.nodes if path.startswith("/v1/nodes/") else self.clients
+        return rule.identify(peer, field)
+
+    def still_allows(self, principal: Principal, alias: Alias) -> bool:
+        """Tell whether somebody identified before may still use an alias."""
+        present = self.clients.present(principal)
+        return present is not None and (present.roles is None or alias in present.roles)
+
     def replace(self, settings: GatewaySettings) -> None:
         """Follow new settings."""
         auth, network = settings.auth, settings.network
@@ -28,6 +61,12 @@ class GatewayAccess:
             KeyRing(auth.clients),
             network.allow_clients,
             local_only=not auth.clients and not auth.open,
+            origins=settings.cors_origins,
+        )
+        self._operators = Access(
+            KeyRing(auth.clients),
+            network.allow_clients,
+            local_only=not auth.clients,  # and no page of another origin, whatever cors says
         )
         self.nodes = NodeAccess(
             KeyRing(auth.nodes),

@@ -1,5 +1,6 @@
 """What clients ask besides inference: which aliases there are, and whether the gateway is well."""
 
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -7,14 +8,15 @@ from aiohttp import web
 
 from rolemesh import __version__
 from rolemesh.errors import NotAllowed, Unavailable, UnknownAlias
-from rolemesh.gateway.access import GatewayAccess
 from rolemesh.gateway.health import HealthWatch
 from rolemesh.gateway.routing_table import Target
 from rolemesh.gateway.tables import RoutingTables
 from rolemesh.names import Alias
-from rolemesh.relay.application import peer_of
 from rolemesh.relay.replies import Reply, json_reply
 from rolemesh.runtime.keys import Principal
+
+Identify = Callable[[web.Request], Principal]
+"""Tells who sent a request; raises for those who may not ask."""
 
 
 class ClientApi:
@@ -23,12 +25,12 @@ class ClientApi:
     def __init__(
         self,
         *,
-        access: GatewayAccess,
+        identify: Identify,
         tables: RoutingTables,
         health: HealthWatch,
         started_at: int,
     ) -> None:
-        self._access = access
+        self._identify = identify
         self._tables = tables
         self._health = health
         self._started_at = started_at
@@ -74,23 +76,11 @@ class ClientApi:
     async def get_ready(self, _request: web.Request) -> Reply:
         """Tell whether default_model can answer."""
         await self._health.refresh()
-        reason = self._not_ready()
+        reason = why_not_ready(self._tables)
         if reason:
             tree = {"status": "unavailable", "reason": reason}
             return json_reply(tree, HTTPStatus.SERVICE_UNAVAILABLE)
         return json_reply({"status": "ready", "model": self._tables.current.default_model})
-
-    def _not_ready(self) -> str:
-        alias = self._tables.current.default_model
-        if alias is None:
-            return "default_model is not set"
-        try:
-            return self._tables.target(alias).reason
-        except UnknownAlias:
-            return f"default_model {alias} is not announced by any node"
-
-    def _identify(self, request: web.Request) -> Principal:
-        return self._access.clients.identify(peer_of(request), request.headers.get)
 
     def _model(self, target: Target) -> dict[str, Any]:
         return {
@@ -99,6 +89,17 @@ class ClientApi:
             "created": self._started_at,
             "owned_by": "rolemesh",
         }
+
+
+def why_not_ready(tables: RoutingTables) -> str:
+    """Return why default_model cannot answer, "" when it can."""
+    alias = tables.current.default_model
+    if alias is None:
+        return "default_model is not set"
+    try:
+        return tables.target(alias).reason
+    except UnknownAlias:
+        return f"default_model {alias} is not announced by any node"
 
 
 def _may_use(principal: Principal, alias: Alias) -> bool:

@@ -1,21 +1,22 @@
 """The request path: candidates one after another until one answers.
 
-Another candidate may be tried only while the client has seen nothing. A failed connection or a
-full node costs nothing; once a request was sent, at most MAX_SENT attempts are made, and a request
-that is not streamed is not repeated after a timeout: it may still be running.
+Another candidate may be tried only while the client has seen nothing of an answer. A failed
+connection or a full node costs nothing; once a request was sent, at most MAX_SENT attempts are
+made, and a request that is not streamed is not repeated after a timeout: it may still be running.
+Where an alias has nobody left, its fallback is next, as far as the client's key may use it.
 
 `begin` makes the first attempt on the spot where nothing has to be waited for; all else is
 `dispatch`, a coroutine.
 """
 
 import asyncio
-import itertools
-import json
+from collections.abc import Set as AbstractSet
 from http import HTTPStatus
 from typing import Final
 
 from rolemesh.errors import (
     ConnectFailed,
+    RequestCrashesUpstream,
     RequestTooSlow,
     Unavailable,
     UpstreamBroke,
@@ -23,44 +24,24 @@ from rolemesh.errors import (
     UpstreamTimeout,
 )
 from rolemesh.gateway.admission import Admission
+from rolemesh.gateway.affinity import AffinityIndex
+from rolemesh.gateway.chooser import Chooser
+from rolemesh.gateway.crash_guard import CrashGuard
 from rolemesh.gateway.health import HealthWatch
 from rolemesh.gateway.routing_table import Candidate, CandidateKey, Target
-from rolemesh.gateway.selection import Load, may_wait, select_candidate
+from rolemesh.gateway.selection import Load, may_wait, waited_for
 from rolemesh.gateway.tables import RoutingTables
-from rolemesh.names import Alias, Role
+from rolemesh.gateway.trip import Trip, is_crash, is_slots_busy, outbound, reply_fields, reply_lines
 from rolemesh.relay.attempt import attempt
-from rolemesh.relay.client import ClientStream, InboundRequest
-from rolemesh.relay.edit import RequestBody
+from rolemesh.relay.client import ClientStream
 from rolemesh.relay.exchange import Ended, Exchange, OnOver
-from rolemesh.relay.headers import accept_line, encode_fields, start_line
-from rolemesh.relay.paths import InferencePath
-from rolemesh.relay.replies import Fields, Reply
+from rolemesh.relay.replies import Reply
 from rolemesh.relay.upstream import UpstreamPool
 
 MAX_SENT: Final = 2
 _RETRIED_STATUSES: Final = frozenset({500, 502, 503, 504})
-
-
-class Trip:
-    """One request on its way; filled in as it goes, and read for its record in the log.
-
-    `alias` is "" until it is known what is asked for; the others below it are set with it.
-    """
-
-    alias: Alias = Alias("")
-    role: Role | None
-    request: InboundRequest
-    body: RequestBody
-    path: InferencePath
-    cost: int
-    deadline: float
-    candidate: Candidate | None = None
-    attempts = 0
-    sent = 0
-    queue_s = 0.0
-    first_byte_at = 0.0
-    failed: frozenset[CandidateKey] = frozenset()
-    failure: UpstreamError | Reply | None = None
+_WAY_FAILED: Final = frozenset({502, 503, 504})
+"""What an upstream says when it could not do its part at all; of others it is a sign of life."""
 
 
 class _NoMoreCandidates(Exception):
@@ -75,15 +56,17 @@ class Dispatcher:
         *,
         tables: RoutingTables,
         admission: Admission,
+        affinity: AffinityIndex,
         health: HealthWatch,
         pool: UpstreamPool,
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._chooser = Chooser(admission, affinity)
         self._tables = tables
         self._admission = admission
         self._health = health
         self._pool = pool
-        self._rotation = itertools.count()
+        self._crashes = CrashGuard()
 
     # -- the first attempt, without waiting ------------------------------------------------
 
@@ -94,32 +77,29 @@ class Dispatcher:
 
         `on_over` is to call `take`; should the client leave before, `leave`.
         """
-        admission = self._admission
-        if trip.alias in admission.queues:
+        admission, claim = self._admission, trip.claim
+        if self._crashes.known and self._crashes.refuses(trip.request.body, self._loop.time()):
+            raise _crashes(trip)
+        if not admission.is_open(claim.principal):
             return None
-        candidate = select_candidate(
-            target,
-            admission.load,
-            cost=trip.cost,
-            failed=trip.failed,
-            rotation=next(self._rotation),
-        )
-        if candidate is None:
+        candidate = self._chooser.select(trip, target, admission.load)
+        if not isinstance(candidate, Candidate):
             return None
         connection = self._pool.take_idle(candidate.upstream.address)
         if connection is None:
             return None
-        self._set_out(trip, candidate)
-        exchange = Exchange(
+        admission.acquire(claim, candidate)
+        self._chooser.set_out(trip, candidate)
+        exchange = trip.kind(
             self._pool,
             connection,
             client,
             timeouts=target.timeouts,
             deadline=trip.deadline,
-            added=_reply_lines(trip, candidate),
+            added=reply_lines(trip, candidate),
             on_over=on_over,
         )
-        exchange.begin(*_request(trip, candidate, target))
+        exchange.begin(*outbound(trip, candidate, target))
         return exchange
 
     def take(self, trip: Trip, client: ClientStream, exchange: Exchange, ended: Ended) -> bool:
@@ -135,13 +115,7 @@ class Dispatcher:
 
     def leave(self, trip: Trip) -> None:
         """Give back the slots of the attempt under way."""
-        assert trip.candidate is not None
-        self._admission.release(trip.candidate.key, trip.cost)
-
-    def _set_out(self, trip: Trip, candidate: Candidate) -> None:
-        self._admission.acquire(candidate.key, trip.cost)
-        trip.candidate = candidate
-        trip.attempts += 1
+        self._admission.release(trip.claim)
 
     # -- with all the waiting it takes -----------------------------------------------------
 
@@ -158,21 +132,69 @@ class Dispatcher:
             try:
                 candidate = await self._next_candidate(trip)
             except _NoMoreCandidates:
+                if self._fall_back(trip):
+                    continue
                 self._give_up(trip, client)
                 return
             answered = await self._attempt(trip, candidate, client)
 
     async def _next_candidate(self, trip: Trip) -> Candidate:
+        """Return the next candidate, with its slots held."""
         since = self._loop.time()
         try:
             return await self._admission.choose(
-                trip.alias,
+                trip.claim,
                 lambda load: self._choose(trip, load),
-                deadline=trip.deadline,
+                until=trip.deadline,
                 waited_s=trip.queue_s,
+                had_its_turn=trip.attempts > 0,
             )
         finally:
             trip.queue_s += self._loop.time() - since
+
+    def _choose(self, trip: Trip, load: Load) -> Candidate | AbstractSet[CandidateKey]:
+        """Pick the next candidate, or say whose slots are waited for."""
+        if trip.sent >= MAX_SENT:
+            raise _NoMoreCandidates
+        target = self._target(trip)
+        last_hop = not self._next_hop(trip)
+        if last_hop and not may_wait(target, failed=trip.failed) and _broke(trip.failure):
+            trip.failed = frozenset()  # a crash is over after a restart: once more, where it was
+        chosen = self._chooser.select(trip, target, load)
+        if chosen is not None:
+            return chosen
+        if not may_wait(target, failed=trip.failed):
+            raise _NoMoreCandidates
+        return waited_for(target, failed=trip.failed)
+
+    def _target(self, trip: Trip) -> Target:
+        return self._tables.target(trip.claim.alias)
+
+    def _next_hop(self, trip: Trip) -> Target | None:
+        """Return the fallback that comes after the alias now tried, None if there is none."""
+        targets = self._tables.current.targets
+        chain = self._tables.target(trip.alias).fallback
+        at = chain.index(trip.claim.alias) + 1 if trip.claim.alias in chain else 0
+        roles = trip.claim.principal.roles
+        return next(
+            (
+                targets[alias]
+                for alias in chain[at:]
+                if alias in targets and (roles is None or alias in roles)
+            ),
+            None,
+        )
+
+    def _fall_back(self, trip: Trip) -> bool:
+        """Go on with the next alias of the chain; tells whether there is one."""
+        if trip.sent >= MAX_SENT:
+            return False
+        hop = self._next_hop(trip)
+        if hop is None:
+            return False
+        trip.claim.alias = hop.alias
+        trip.role = hop.role
+        return True
 
     def _give_up(self, trip: Trip, client: ClientStream) -> None:
         """Tell the client what the last attempt came to."""
@@ -181,40 +203,25 @@ class Dispatcher:
         elif trip.failure is not None:
             raise trip.failure
         else:
-            reason = self._target(trip).reason
+            reason = self._tables.target(trip.alias).reason
             msg = f"{trip.alias} cannot answer now: {reason}"
             raise Unavailable(msg, reason=reason, retry_after_s=2.0)
 
-    def _target(self, trip: Trip) -> Target:
-        return self._tables.target(trip.alias)
-
-    def _choose(self, trip: Trip, load: Load) -> Candidate | None:
-        """Pick the next candidate; None to wait for a slot."""
-        if trip.sent >= MAX_SENT:
-            raise _NoMoreCandidates
-        target = self._target(trip)
-        if not may_wait(target, failed=trip.failed) and _broke(trip.failure):
-            trip.failed = frozenset()  # a crash is over after a restart: once more, where it was
-        candidate = select_candidate(
-            target, load, cost=trip.cost, failed=trip.failed, rotation=next(self._rotation)
-        )
-        if candidate is None and not may_wait(target, failed=trip.failed):
-            raise _NoMoreCandidates
-        return candidate
-
     async def _attempt(self, trip: Trip, candidate: Candidate, client: ClientStream) -> bool:
         """Make one attempt; tells whether the client got its answer."""
-        self._set_out(trip, candidate)
+        trip.attempt_at = self._loop.time()
+        self._chooser.set_out(trip, candidate)
         target = self._target(trip)
         try:
             ended, first_byte_at = await attempt(
                 self._pool,
                 candidate.upstream.address,
                 client,
-                _request(trip, candidate, target),
+                outbound(trip, candidate, target),
                 timeouts=target.timeouts,
                 deadline=trip.deadline,
-                added=_reply_lines(trip, candidate),
+                added=reply_lines(trip, candidate),
+                kind=trip.kind,
             )
         except BaseException:
             self.leave(trip)
@@ -226,19 +233,32 @@ class Dispatcher:
     def _settle(self, trip: Trip, client: ClientStream, ended: Ended, first_byte_at: float) -> bool:
         """Take the end of an attempt; tells whether the client got its answer."""
         self.leave(trip)
-        if ended is None:
-            trip.first_byte_at = first_byte_at
-            return True
         candidate = trip.candidate
         assert candidate is not None
+        if ended is None:
+            trip.first_byte_at = first_byte_at
+            if self._admission.breakers.known:
+                self._admission.breakers.answered(candidate.key)
+            self._chooser.answered(trip, candidate)
+            return True
         if isinstance(ended, Reply):
             return self._take_refusal(trip, candidate, ended, client)
         if isinstance(ended, RequestTooSlow):
             raise ended
-        self._health.suspect(candidate.upstream.name, candidate.upstream.node_id)
-        if not self._may_try_next(trip, ended, client):
-            raise ended
-        trip.failure = ended
+        return self._take_failure(trip, candidate, ended, client)
+
+    def _take_failure(
+        self, trip: Trip, candidate: Candidate, error: UpstreamError, client: ClientStream
+    ) -> bool:
+        upstream = candidate.upstream
+        self._health.suspect(upstream.name, upstream.node_id)
+        self._admission.note_failure(candidate)
+        # A node's own connection breaks with the node, whatever was asked of it.
+        if upstream.node_id is None and isinstance(error, UpstreamBroke):
+            self._note_crash(trip)
+        if not self._may_try_next(trip, error, client):
+            raise error
+        trip.failure = error
         trip.failed |= {candidate.key}
         return False
 
@@ -254,12 +274,19 @@ class Dispatcher:
     def _take_refusal(
         self, trip: Trip, candidate: Candidate, reply: Reply, client: ClientStream
     ) -> bool:
-        if reply.status == HTTPStatus.SERVICE_UNAVAILABLE and _is_slots_busy(reply):
+        """Take a 5xx; tells whether it is the client's answer."""
+        if reply.status == HTTPStatus.SERVICE_UNAVAILABLE and is_slots_busy(reply):
             self._admission.mark_full(candidate)
             return False
+        if reply.status in _WAY_FAILED:
+            self._admission.note_failure(candidate)
+        else:
+            self._admission.breakers.answered(candidate.key)
+        if is_crash(reply):
+            self._note_crash(trip)
         trip.sent += 1
         trip.failed |= {candidate.key}
-        fields = (*reply.fields, *_reply_fields(trip, candidate))
+        fields = (*reply.fields, *reply_fields(trip, candidate))
         trip.failure = Reply(status=reply.status, body=reply.body, fields=fields)
         timed_out = reply.status == HTTPStatus.GATEWAY_TIMEOUT
         if reply.status in _RETRIED_STATUSES and (trip.body.stream or not timed_out):
@@ -267,40 +294,17 @@ class Dispatcher:
         client.send(trip.failure)
         return True
 
-
-def _request(trip: Trip, candidate: Candidate, target: Target) -> tuple[bytes, bytes]:
-    """Return head and body of the request as it is sent to a candidate."""
-    upstream, request = candidate.upstream, trip.request
-    accept = request.fields.get("accept")
-    body = trip.body.rewritten(candidate.model, target.default_members)
-    head = b"%b%b%b%bX-Request-Id: %b\r\nContent-Length: %d\r\n\r\n" % (
-        start_line(upstream.address.prefix, trip.path.upstream_path),
-        upstream.request_lines,
-        target.load_wait_line if upstream.node_id is not None else b"",
-        accept_line(accept) if accept else b"",
-        request.request_id.encode(),
-        len(body),
-    )
-    return head, body
+    def _note_crash(self, trip: Trip) -> None:
+        """Note that an upstream was gone after this request; raises when that is no accident."""
+        sent_at = trip.attempt_at or trip.request.received_at
+        if self._crashes.broke(trip.request.body, sent_at, self._loop.time()):
+            raise _crashes(trip)
 
 
-def _reply_fields(trip: Trip, candidate: Candidate) -> Fields:
-    return (
-        ("X-RoleMesh-Node", candidate.upstream.name),
-        ("X-RoleMesh-Model", candidate.model or trip.alias),
-        ("X-RoleMesh-Attempts", str(trip.attempts)),
-        ("X-RoleMesh-Queue-Ms", f"{trip.queue_s * 1000:.0f}"),
-    )
-
-
-def _reply_lines(trip: Trip, candidate: Candidate) -> bytes:
-    model = b"" if candidate.model else encode_fields((("X-RoleMesh-Model", trip.alias),))
-    return b"%b%bX-RoleMesh-Attempts: %d\r\nX-RoleMesh-Queue-Ms: %.0f\r\n" % (
-        candidate.reply_lines,
-        model,
-        trip.attempts,
-        trip.queue_s * 1000,
-    )
+def _crashes(trip: Trip) -> RequestCrashesUpstream:
+    name = "-" if trip.candidate is None else trip.candidate.upstream.name
+    msg = "a request like this has broken two upstreams; it is refused for ten minutes"
+    return RequestCrashesUpstream(msg, upstream=name)
 
 
 def _broke(failure: UpstreamError | Reply | None) -> bool:
@@ -308,10 +312,3 @@ def _broke(failure: UpstreamError | Reply | None) -> bool:
     if isinstance(failure, Reply):
         return failure.status == HTTPStatus.BAD_GATEWAY
     return isinstance(failure, UpstreamBroke)
-
-
-def _is_slots_busy(reply: Reply) -> bool:
-    try:
-        return bool(json.loads(reply.body)["error"]["code"] == "slots_busy")
-    except (ValueError, KeyError, TypeError):
-        return False

@@ -6,16 +6,26 @@ dead upstream never delays a listing by more than that.
 """
 
 import asyncio
-import json
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final
 
 from rolemesh.address import UpstreamAddress
+from rolemesh.config.settings import ClientTls, ProxyAlias
 from rolemesh.errors import UpstreamError
 from rolemesh.gateway.registry import NodeState, Registry
-from rolemesh.gateway.routing_table import UNPROBED, Health
-from rolemesh.names import NodeId
-from rolemesh.relay.fetch import FetchReply, fetch
+from rolemesh.gateway.upstream_kinds import (
+    MODELS_PATH,
+    Answer,
+    Health,
+    Sight,
+    health_of,
+    next_question,
+    read_answers,
+)
+from rolemesh.names import Alias, NodeId
+from rolemesh.relay.fetch import fetch
 from rolemesh.runtime.tasks import TaskScope
 
 PROBE_TIMEOUT_S: Final = 2.0
@@ -25,62 +35,109 @@ FRESH_S: Final = 1.0
 LISTING_WAIT_S: Final = 0.3
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """What is probed together: aliases that reach a URL with the same key and the same trust.
+
+    `alias` is any of them.
+    """
+
+    url: str
+    api_key: str | None = field(repr=False)
+    tls: ClientTls | None
+    alias: ProxyAlias = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, alias: ProxyAlias) -> "_Place":
+        """Return where an alias leads."""
+        return cls(url=alias.proxy_url, api_key=alias.api_key, tls=alias.tls, alias=alias)
+
+
 class HealthWatch:
     """Owner of what is known about static upstreams; `on_change` follows every change."""
 
     def __init__(
-        self, *, registry: Registry, on_change: Callable[[], None], scope: TaskScope
+        self,
+        *,
+        registry: Registry,
+        locate: Callable[[ProxyAlias], UpstreamAddress],
+        on_change: Callable[[], None],
+        scope: TaskScope,
     ) -> None:
+        """`locate` says where an alias leads, and what verifies it now."""
         self._loop = asyncio.get_running_loop()
         self._registry = registry
+        self._locate = locate
         self._on_change = on_change
         self._scope = scope
-        self._health: dict[str, Health] = {}
-        self._probed_at: dict[str, float] = {}
-        self._probes: dict[str, asyncio.Task[None]] = {}
-        self._watchers: dict[str, asyncio.Task[None]] = {}
+        self._aliases: tuple[ProxyAlias, ...] = ()
+        self._health: dict[Alias, Health] = {}
+        self._sights: dict[_Place, Sight] = {}
+        self._probed_at: dict[_Place, float] = {}
+        self._slow: set[_Place] = set()
+        self._probes: dict[_Place | NodeId, asyncio.Task[None]] = {}
+        self._watchers: dict[_Place, asyncio.Task[None]] = {}
 
     @property
-    def known(self) -> Mapping[str, Health]:
-        """Return what is known, by base URL."""
-        return self._health
+    def known(self) -> Mapping[Alias, Health]:
+        """Return what is known; an alias whose upstream was not looked at yet is not there."""
+        return MappingProxyType(self._health)
 
-    def watch(self, urls: Iterable[str]) -> None:
-        """Watch exactly these upstreams from now on."""
-        wanted = set(urls)
-        for url in set(self._watchers) - wanted:
-            self._watchers.pop(url).cancel()
-            self._health.pop(url, None)
-            self._probed_at.pop(url, None)
-        for url in wanted - set(self._watchers):
-            self._watchers[url] = self._scope.start(self._watch(url), name=f"watch {url}")
+    def watch(self, aliases: Iterable[ProxyAlias]) -> None:
+        """Watch the upstreams of exactly these aliases from now on."""
+        self._aliases = tuple(aliases)
+        wanted = set(map(_Place.of, self._aliases))
+        for place in set(self._watchers) - wanted:
+            self._watchers.pop(place).cancel()
+            self._sights.pop(place, None)
+            self._probed_at.pop(place, None)
+            self._slow.discard(place)
+        for place in wanted - set(self._watchers):
+            self._watchers[place] = self._scope.start(self._watch(place), name=f"watch {place.url}")
+        self._judge()
 
-    async def _watch(self, url: str) -> None:
+    def _judge(self) -> bool:
+        """Find out what is known of each alias; tells whether that is something new."""
+        before = self._health
+        self._health = {
+            each.alias: health_of(sight, each.model or each.alias)
+            for each in self._aliases
+            if (sight := self._sights.get(_Place.of(each))) is not None
+        }
+        return self._health != before
+
+    async def _watch(self, place: _Place) -> None:
         while True:
-            await asyncio.wait([self._probe(url)])
-            up = not self._health.get(url, UNPROBED).down
-            await asyncio.sleep(PERIOD_UP_S if up else PERIOD_DOWN_S)
+            await asyncio.wait([self._probe(place)])
+            sight = self._sights.get(place)
+            is_up = sight is not None and not sight.down and not sight.is_loading
+            await asyncio.sleep(PERIOD_UP_S if is_up else PERIOD_DOWN_S)
 
     async def refresh(self) -> None:
-        """Look again at every upstream not seen within FRESH_S; takes at most LISTING_WAIT_S."""
+        """Look again at every upstream not seen within FRESH_S; takes at most LISTING_WAIT_S.
+
+        One that took longer than that the last time is not waited for.
+        """
         horizon = self._loop.time() - FRESH_S
-        stale = [url for url in self._watchers if self._probed_at.get(url, 0.0) < horizon]
-        if stale:
-            await asyncio.wait([self._probe(url) for url in stale], timeout=LISTING_WAIT_S)
+        stale = [place for place in self._watchers if self._probed_at.get(place, 0.0) < horizon]
+        probes = {place: self._probe(place) for place in stale}
+        awaited = [probe for place, probe in probes.items() if place not in self._slow]
+        if awaited:
+            await asyncio.wait(awaited, timeout=LISTING_WAIT_S)
 
     def suspect(self, name: str, node_id: NodeId | None) -> None:
         """Probe an upstream at once because a request to it failed."""
-        if node_id is None:
-            if name in self._watchers:
-                _ = self._probe(name)
-        else:
+        if node_id is not None:
             self.probe_node(node_id)
+            return
+        for place in self._watchers:
+            if place.url == name:
+                _ = self._probe(place)
 
     def probe_node(self, node_id: NodeId) -> None:
         """Ask a node whether it is there; the registry learns the answer."""
-        key = f"node {node_id}"
-        if key not in self._probes:
-            _ = self._start_probe(key, self._probe_node(node_id))
+        if node_id not in self._probes:
+            _ = self._start_probe(node_id, self._probe_node(node_id), name=f"probe node {node_id}")
 
     def probe_restored(self) -> None:
         """Ask every node known from before this start."""
@@ -88,22 +145,33 @@ class HealthWatch:
             if node.state is NodeState.RESTORED:
                 self.probe_node(node_id)
 
-    def _probe(self, url: str) -> asyncio.Task[None]:
+    def _probe(self, place: _Place) -> asyncio.Task[None]:
         """Start a probe, or join the one under way."""
-        return self._probes.get(url) or self._start_probe(url, self._probe_url(url))
+        under_way = self._probes.get(place)
+        if under_way is not None:
+            return under_way
+        return self._start_probe(place, self._look_at(place), name=f"probe {place.url}")
 
-    def _start_probe(self, key: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self._scope.start(work, name=f"probe {key}")
-        self._probes[key] = task
+    def _start_probe(
+        self, key: _Place | NodeId, work: Coroutine[Any, Any, None], *, name: str
+    ) -> asyncio.Task[None]:
+        task = self._probes[key] = self._scope.start(work, name=name)
         task.add_done_callback(lambda _: self._probes.pop(key, None))
         return task
 
-    async def _probe_url(self, url: str) -> None:
-        health = await _look(UpstreamAddress.parse_url(url))
-        self._probed_at[url] = self._loop.time()
-        if url in self._watchers and self._health.get(url) != health:
-            self._health[url] = health
-            self._on_change()
+    async def _look_at(self, place: _Place) -> None:
+        began = self._loop.time()
+        try:
+            sight = await _look(self._locate(place.alias), place.api_key)
+        except UpstreamError as err:
+            sight = Sight(name=place.url, down=str(err))
+        now = self._probed_at[place] = self._loop.time()
+        if place in self._watchers:
+            is_slow = now - began > LISTING_WAIT_S
+            (self._slow.add if is_slow else self._slow.discard)(place)
+            self._sights[place] = sight
+            if self._judge():
+                self._on_change()
 
     async def _probe_node(self, node_id: NodeId) -> None:
         node = self._registry.nodes.get(node_id)
@@ -111,34 +179,22 @@ class HealthWatch:
             return
         try:
             await fetch(node.address, "GET", "/health", timeout_s=PROBE_TIMEOUT_S)
-        except UpstreamError:
-            self._registry.did_not_answer(node_id)
+        except UpstreamError as err:
+            self._registry.did_not_answer(node_id, str(err))
         else:
             self._registry.answered(node_id)
 
 
-async def _look(address: UpstreamAddress) -> Health:
-    """Ask an upstream what every one of them offers: /v1/models.
+async def _look(address: UpstreamAddress, api_key: str | None) -> Sight:
+    """Ask an upstream how it is; raises UpstreamError."""
+    authorization = (("Authorization", f"Bearer {api_key}"),) if api_key else ()
 
-    /health is asked only of one that has no such list: some (LiteLLM) answer it by asking their
-    models, at a cost, each time.
-    """
-    try:
-        reply = await fetch(address, "GET", "/v1/models", timeout_s=PROBE_TIMEOUT_S)
-        if reply.status in (404, 405):
-            reply = await fetch(address, "GET", "/health", timeout_s=PROBE_TIMEOUT_S)
-    except UpstreamError as err:
-        return Health(down=str(err))
-    if reply.status < 500:
-        return Health()  # also 401: it is there, and the request's own key will tell
-    if _is_loading(reply):
-        return Health(loading=True)
-    return Health(down=f"{address} answers its health check with {reply.status}")
+    async def ask(path: str) -> Answer:
+        reply = await fetch(address, "GET", path, fields=authorization, timeout_s=PROBE_TIMEOUT_S)
+        location = dict(reply.fields).get(b"location", b"").decode("latin-1")
+        return Answer(status=reply.status, body=reply.body, location=location)
 
-
-def _is_loading(reply: FetchReply) -> bool:
-    """Tell whether a llama-server says that it still loads its model."""
-    try:
-        return bool(json.loads(reply.body)["error"]["message"] == "Loading model")
-    except (ValueError, KeyError, TypeError):
-        return False
+    models = await ask(MODELS_PATH)
+    path = next_question(models)
+    second = None if path is None else await ask(path)
+    return read_answers(str(address), models, second, has_key=api_key is not None)

@@ -8,33 +8,41 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
+from rolemesh.address import UpstreamAddress
 from rolemesh.config import cli
-from rolemesh.config.settings import GatewaySettings, ProxyAlias
+from rolemesh.config.settings import ClientTls, GatewaySettings, ProxyAlias, ServerTls
 from rolemesh.config.store import ConfigStore, gateway_store
 from rolemesh.gateway.access import GatewayAccess
 from rolemesh.gateway.admission import Admission
-from rolemesh.gateway.client_api import ClientApi
+from rolemesh.gateway.affinity import AffinityIndex
+from rolemesh.gateway.control_socket import control_path, open_control_socket
 from rolemesh.gateway.dispatch import Dispatcher
 from rolemesh.gateway.health import HealthWatch
-from rolemesh.gateway.inference import Inference
+from rolemesh.gateway.inference import Inference, InferenceJob
+from rolemesh.gateway.metrics import Metrics
 from rolemesh.gateway.node_api import NodeApi
+from rolemesh.gateway.operator_api import Operations
+from rolemesh.gateway.quotas import RequestRates
 from rolemesh.gateway.registry import NodeState, Registry
 from rolemesh.gateway.registry_store import RegistryStore
-from rolemesh.gateway.routes import gateway_routes
-from rolemesh.gateway.routing_table import build_routing_table
+from rolemesh.gateway.routes import Doors, node_routes
+from rolemesh.gateway.routing_table import RoutingTable, build_routing_table
 from rolemesh.gateway.tables import RoutingTables
+from rolemesh.gateway.trace import Trace
 from rolemesh.relay.application import open_application
+from rolemesh.relay.deadlines import Deadlines
 from rolemesh.relay.inbound import InboundServer
-from rolemesh.relay.paths import INFERENCE_PATHS
+from rolemesh.relay.paths import inference_paths
 from rolemesh.relay.serving import accepting
 from rolemesh.relay.upstream import UpstreamPool
 from rolemesh.runtime.daemon import Lifecycle, refusal_log, run_daemon
 from rolemesh.runtime.fd_store import take_passed_sockets
 from rolemesh.runtime.listeners import Listeners
-from rolemesh.runtime.log import log_warnings
+from rolemesh.runtime.log import log_problem, log_warnings
 from rolemesh.runtime.request_log import RequestLog
 from rolemesh.runtime.state import StateFile, require_directory
 from rolemesh.runtime.tasks import TaskScope
+from rolemesh.runtime.tls import TlsContexts
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +65,7 @@ def main() -> int:
     async def serve(lifecycle: Lifecycle) -> None:
         store = gateway_store(source)
         state_directory = require_directory(cli.state_directory(args, program="gateway"))
-        await Gateway(lifecycle, store, state_directory).run()
+        await Gateway(lifecycle, store, state_directory, control_path(os.environ)).run()
 
     return run_daemon(serve)
 
@@ -70,11 +78,15 @@ class Gateway:
         lifecycle: Lifecycle,
         store: ConfigStore[GatewaySettings],
         state_directory: Path,
+        control: Path | None = None,
     ) -> None:
+        """`control` is where operators of this machine find the gateway, None for nowhere."""
+        self._control = control
         self._lifecycle = lifecycle
         self._store = store
         self._listeners = Listeners(lifecycle.notifier, take_passed_sockets(os.environ))
         settings = store.settings
+        self._tls = TlsContexts().renewed(_tls_settings(settings))
         self._pool = UpstreamPool()
         self._expiry_changed = asyncio.Event()
         self._access = GatewayAccess(settings)
@@ -87,12 +99,14 @@ class Gateway:
         self._registry_store = RegistryStore(
             StateFile(state_directory / "registry.json", mode=0o600), self._registry
         )
-        self._tables = RoutingTables(
-            lambda: build_routing_table(
-                self._store.settings, self._registry.views(), self._health.known
-            )
+        self._affinity = AffinityIndex(clock=asyncio.get_running_loop().time)
+        self._tables = RoutingTables(self._build_table)
+        self._node_api = NodeApi(
+            access=self._access,
+            registry=self._registry,
+            settings=settings,
+            secured=self._secured,
         )
-        self._node_api = NodeApi(access=self._access, registry=self._registry, settings=settings)
 
     async def run(self) -> None:
         """Serve until told to stop, then drain."""
@@ -101,52 +115,95 @@ class Gateway:
         await self._listeners.open(settings.listen)
         async with TaskScope() as scope:
             self._health = HealthWatch(
-                registry=self._registry, on_change=self._routing_changed, scope=scope
+                registry=self._registry,
+                locate=self._locate,
+                on_change=self._routing_changed,
+                scope=scope,
             )
-            inference = Inference(
-                access=self._access,
-                tables=self._tables,
-                dispatcher=Dispatcher(
-                    tables=self._tables,
-                    admission=self._admission,
-                    health=self._health,
-                    pool=self._pool,
-                ),
-                log=RequestLog("rolemesh.gateway.inference"),
-                clock=asyncio.get_running_loop().time,
-            )
-            clients = ClientApi(
-                access=self._access,
-                tables=self._tables,
-                health=self._health,
-                started_at=int(datetime.now(UTC).timestamp()),
-            )
-            routes = gateway_routes(clients, self._node_api)
-            async with open_application(routes, max_body_bytes=NODE_BODY_BYTES) as application:
+            self._inference = self._make_inference(settings)
+            doors = Doors(self._operations(), started_at=int(datetime.now(UTC).timestamp()))
+            async with (
+                open_control_socket(self._control, doors.of_operators()),
+                open_application(
+                    [*doors.by_key(self._access), *node_routes(self._node_api)],
+                    max_body_bytes=NODE_BODY_BYTES,
+                    admit=self._access.identify,
+                    paths=lambda: self._inference.paths,
+                    allowed_origins=lambda: self._store.settings.cors_origins,
+                ) as application,
+            ):
                 self._inbound = InboundServer(
-                    make_job=inference,
+                    make_job=self._inference,
                     admit=self._access.identify_client,
-                    paths=INFERENCE_PATHS,
+                    paths=self._inference.paths,
                     other=application,
                     limits=settings.limits,
                     scope=scope,
                 )
-                self._registry_store.restore()
-                _ = scope.start(self._registry_store.run(), name="save the registry")
-                _ = scope.start(self._expire_nodes(), name="expire nodes")
-                self._watch_upstreams(settings)
-                self._health.probe_restored()
-                await self._health.refresh()
-                async with accepting(self._listeners.sockets, self._inbound) as self._accepting:
-                    await self._serve()
+                self._inbound.allowed_origins = settings.cors_origins
+                await self._serve(scope)
                 await self._inbound.drain(self._store.settings.limits.drain_s)
         self._pool.close()
 
-    async def _serve(self) -> None:
-        self._lifecycle.status = self._status
-        self._store.subscribe(self._settings_changed)
-        logger.info("%s", self._status())
-        await self._lifecycle.serve(self._reload)
+    def _make_inference(self, settings: GatewaySettings) -> Inference:
+        loop = asyncio.get_running_loop()
+        return Inference(
+            access=self._access,
+            tables=self._tables,
+            admission=self._admission,
+            dispatcher=Dispatcher(
+                tables=self._tables,
+                admission=self._admission,
+                affinity=self._affinity,
+                health=self._health,
+                pool=self._pool,
+            ),
+            rates=RequestRates(),
+            silent=Deadlines(loop),
+            paths=inference_paths(settings.paths),
+            log=RequestLog("rolemesh.gateway.inference"),
+            clock=loop.time,
+        )
+
+    def _operations(self) -> Operations:
+        history = self._inference.log.history
+        return Operations(
+            store=self._store,
+            registry=self._registry,
+            tables=self._tables,
+            admission=self._admission,
+            health=self._health,
+            live=lambda: self._inbound.live,
+            metrics=Metrics(
+                history=history,
+                registry=self._registry,
+                tables=self._tables,
+                admission=self._admission,
+                live=lambda: self._inbound.live,
+            ),
+            trace=Trace(registry=self._registry, history=history),
+            reload=self._lifecycle.reload,
+            listening=lambda: self._listeners.described,
+            problems=self._problems,
+            clock=asyncio.get_running_loop().time,
+        )
+
+    async def _serve(self, scope: TaskScope) -> None:
+        """Find out what there is to route to, and accept connections until told to stop."""
+        settings = self._store.settings
+        self._registry_store.restore()
+        _ = scope.start(self._registry_store.run(), name="save the registry")
+        _ = scope.start(self._expire_nodes(), name="expire nodes")
+        self._registry.readdress(self._secured)
+        self._watch_upstreams(settings)
+        self._health.probe_restored()
+        await self._health.refresh()
+        tls = self._tls.server(settings.listen.tls)
+        async with accepting(self._listeners.sockets, self._inbound, tls) as self._accepting:
+            self._lifecycle.status = self._status
+            self._store.subscribe(self._settings_changed)
+            logger.info("%s", self._status())
+            await self._lifecycle.serve(self._reload)
 
     async def _expire_nodes(self) -> None:
         while True:
@@ -157,6 +214,13 @@ class Gateway:
 
     # -- changes ---------------------------------------------------------------------------
 
+    def _build_table(self) -> RoutingTable:
+        table = build_routing_table(
+            self._store.settings, self._registry.views(), self._health.known, self._locate
+        )
+        self._affinity.keep(table.candidate_keys())
+        return table
+
     def _routing_changed(self) -> None:
         self._tables.invalidate()
         self._admission.wake()
@@ -165,12 +229,29 @@ class Gateway:
 
     def _watch_upstreams(self, settings: GatewaySettings) -> None:
         self._health.watch(
-            entry.proxy_url for entry in settings.models.values() if isinstance(entry, ProxyAlias)
+            entry for entry in settings.models.values() if isinstance(entry, ProxyAlias)
         )
 
+    def _prepare(self, settings: GatewaySettings) -> None:
+        """Do what may fail with new settings; raises ConfigError and changes nothing."""
+        tls = self._tls.renewed(_tls_settings(settings))
+        self._listeners.change(settings.listen)
+        self._tls = tls
+
+    def _secured(self, address: UpstreamAddress) -> UpstreamAddress:
+        """Return the address of a node with what verifies it."""
+        return self._tls.secured(address, self._store.settings.nodes_tls)
+
+    def _locate(self, alias: ProxyAlias) -> UpstreamAddress:
+        return self._tls.secured(UpstreamAddress.parse_url(alias.proxy_url), alias.tls)
+
     async def _reload(self) -> None:
-        self._store.reload(prepare=lambda settings: self._listeners.change(settings.listen))
-        await self._accepting.follow(self._listeners.sockets)
+        settings = self._store.reload(prepare=self._prepare).settings
+        tls = self._tls.server(settings.listen.tls)
+        await self._accepting.follow(self._listeners.sockets, tls)
+        # Certificates may have changed, and nothing else.
+        self._registry.readdress(self._secured)
+        self._routing_changed()
         log_warnings(self._store.loaded.warnings)
         logger.info("reloaded: %s", self._status())
 
@@ -180,8 +261,13 @@ class Gateway:
         self._registry.stale_after_s = new.stale_after_s
         self._expiry_changed.set()
         self._node_api.settings = new
+        self._inference.paths = self._inbound.paths = inference_paths(new.paths)
+        self._inbound.allowed_origins = new.cors_origins
         self._watch_upstreams(new)
         self._routing_changed()
+        for job in tuple(self._inbound.live.values()):
+            if isinstance(job, InferenceJob):
+                job.withdraw_unless_allowed()
 
     # -- what people are told --------------------------------------------------------------
 
@@ -192,9 +278,9 @@ class Gateway:
         usable = sum(target.usable for target in targets)
         nodes = self._registry.nodes.values()
         live = sum(node.state is NodeState.LIVE for node in nodes)
-        where = ", ".join(f"{host}:{settings.listen.port}" for host in settings.listen.host)
+        where = ", ".join(self._listeners.described)
         parts = [
-            f"listening on {where}",
+            f"listening on {where}{' with TLS' if settings.listen.tls else ''}",
             f"{usable}/{len(targets)} aliases usable",
             f"{live}/{len(nodes)} nodes live",
         ]
@@ -203,9 +289,22 @@ class Gateway:
                 "no alias is configured and no node has registered: add a file to "
                 "/etc/rolemesh/gateway.d and reload"
             )
+        drained = sorted(node.report.node_id for node in nodes if node.is_drained)
+        if drained:
+            parts.append(f"drained: {', '.join(drained)}")
         if self._registry_store.problem:
             parts.append(self._registry_store.problem)
         return "; ".join(parts)
+
+    def _problems(self) -> list[str]:
+        """Return what an operator should see to."""
+        warnings = map(str, self._store.loaded.warnings)
+        return [*warnings, *filter(None, (self._registry_store.problem, log_problem()))]
+
+
+def _tls_settings(settings: GatewaySettings) -> tuple[ServerTls | ClientTls | None, ...]:
+    proxies = (entry for entry in settings.models.values() if isinstance(entry, ProxyAlias))
+    return (settings.listen.tls, settings.nodes_tls, *(entry.tls for entry in proxies))
 
 
 if __name__ == "__main__":

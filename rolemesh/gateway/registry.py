@@ -1,13 +1,14 @@
 """What the nodes said last: the single writer of everything the gateway knows about nodes.
 
 A node is out of routing when it is late (`stale_after_s` without a word), restored from the state
-file and not heard or probed since, or lost (a request failed and a probe confirmed it). Every
-change marks the routing table for rebuilding through `on_change`.
+file and not heard or probed since, or lost (a request failed and a probe confirmed it), or drained
+by an operator, which lasts until it is taken back: over restarts of the gateway and of the node.
+Every change marks the routing table for rebuilding through `on_change`.
 """
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final
@@ -42,7 +43,7 @@ class Node:
     """One registered node; `heard_at` is monotonic.
 
     `must_register`: what is known comes from the state file and may be out of date, so its next
-    heartbeat is answered with the request to register.
+    heartbeat is answered with the request to register. `fault`: why a lost one did not answer.
     """
 
     report: NodeReport
@@ -50,6 +51,8 @@ class Node:
     state: NodeState
     heard_at: float
     must_register: bool = False
+    is_drained: bool = False
+    fault: str = ""
 
     def view(self, now: float) -> NodeView:
         """Return what the routing table sees of it."""
@@ -65,10 +68,10 @@ class Node:
         """Return why the node is out of routing, "" when it is in."""
         silent = f"{now - self.heard_at:.0f} s"
         return {
-            NodeState.LIVE: "",
+            NodeState.LIVE: "drained by an operator" if self.is_drained else "",
             NodeState.RESTORED: "known from before this gateway started, not heard since",
             NodeState.LATE: f"stale: not heard for {silent}",
-            NodeState.LOST: "did not answer",
+            NodeState.LOST: f"did not answer: {self.fault}" if self.fault else "did not answer",
         }[self.state]
 
 
@@ -92,6 +95,7 @@ class Registry:
         self._on_silent = on_silent
         self._clock = clock
         self._nodes: dict[NodeId, Node] = {}
+        self._drained: set[NodeId] = set()
 
     @property
     def nodes(self) -> Mapping[NodeId, Node]:
@@ -126,6 +130,11 @@ class Registry:
         )
         self._put(replace(node, report=report, state=NodeState.LIVE, heard_at=self._clock()))
 
+    def readdress(self, secured: Callable[[UpstreamAddress], UpstreamAddress]) -> None:
+        """Reach every node by what verifies its address now."""
+        for node in tuple(self._nodes.values()):
+            self._put(replace(node, address=secured(node.address)))
+
     def remove(self, node_id: NodeId) -> bool:
         """Forget a node; tells whether it was known."""
         known = self._nodes.pop(node_id, None) is not None
@@ -133,17 +142,34 @@ class Registry:
             self._on_change()
         return known
 
+    def drain(self, node_id: NodeId) -> None:
+        """Send a node nothing new until `undrain`; raises UnknownNode."""
+        if node_id not in self._nodes:
+            raise UnknownNode(node_id)
+        self._drained.add(node_id)
+        self._put(self._nodes[node_id])
+
+    def undrain(self, node_id: NodeId) -> None:
+        """Take `drain` back, also of a node that has left since; raises UnknownNode."""
+        if node_id not in self._nodes and node_id not in self._drained:
+            raise UnknownNode(node_id)
+        self._drained.discard(node_id)
+        if node_id in self._nodes:
+            self._put(self._nodes[node_id])
+        else:
+            self._on_change()
+
     def answered(self, node_id: NodeId) -> None:
         """Note that a node answered a probe or a request."""
         node = self._nodes.get(node_id)
         if node is not None and node.state is not NodeState.LIVE:
             self._put(replace(node, state=NodeState.LIVE, heard_at=self._clock()))
 
-    def did_not_answer(self, node_id: NodeId) -> None:
-        """Note that a node did not answer a probe."""
+    def did_not_answer(self, node_id: NodeId, fault: str = "") -> None:
+        """Note that a node did not answer a probe, and why."""
         node = self._nodes.get(node_id)
         if node is not None and node.state is NodeState.LIVE:
-            self._put(replace(node, state=NodeState.LOST))
+            self._put(replace(node, state=NodeState.LOST, fault=fault))
             self._on_silent(node.address)
 
     def expire(self) -> float:
@@ -165,8 +191,12 @@ class Registry:
         return min(due)
 
     def _put(self, node: Node) -> None:
-        before = self._nodes.get(node.report.node_id)
-        self._nodes[node.report.node_id] = node
+        node_id = node.report.node_id
+        before = self._nodes.get(node_id)
+        is_drained = node_id in self._drained
+        if node.is_drained != is_drained:
+            node = replace(node, is_drained=is_drained)
+        self._nodes[node_id] = node
         if before is not None and before.state is not node.state:
             _log_change(before, node, self._clock())
         if before is None or _routed_on(before) != _routed_on(node):
@@ -177,7 +207,7 @@ class Registry:
     def saved(self) -> dict[str, Any]:
         """Return what is kept over a restart."""
         reports = [node.report.to_json() for node in self._nodes.values()]
-        return {"version": SAVED_VERSION, "nodes": reports}
+        return {"version": SAVED_VERSION, "nodes": reports, "drained": sorted(self._drained)}
 
     def restore(self, tree: Any) -> None:
         """Take back what `saved` returned; raises ValueError when it is something else.
@@ -188,11 +218,15 @@ class Registry:
         if saved.get("version") != SAVED_VERSION:
             msg = f"version: expected {SAVED_VERSION}, found {saved.get('version')!r}"
             raise ValueError(msg)
-        nodes = [self._restored(element) for element in jsonread.get_objects(saved, "nodes")]
+        drained = jsonread.get_strings(saved, "drained") if "drained" in saved else ()
+        nodes = [
+            self._restored(element, drained) for element in jsonread.get_objects(saved, "nodes")
+        ]
+        self._drained.update(map(NodeId, drained))
         self._nodes.update({node.report.node_id: node for node in nodes})
         self._on_change()
 
-    def _restored(self, tree: Mapping[str, Any]) -> Node:
+    def _restored(self, tree: Mapping[str, Any], drained: Collection[str]) -> Node:
         report = NodeReport.from_json(tree)
         return Node(
             report=report,
@@ -200,6 +234,7 @@ class Registry:
             state=NodeState.RESTORED,
             heard_at=self._clock(),
             must_register=True,
+            is_drained=report.node_id in drained,
         )
 
 
@@ -215,5 +250,5 @@ def _log_change(before: Node, node: Node, now: float) -> None:
 
 def _routed_on(node: Node) -> tuple[Any, ...]:
     """Return what of a node the routing table depends on: free slots come and go without it."""
-    models = tuple(replace(model, slots_free=None) for model in node.report.models)
-    return (node.state, node.address, node.report.api_key, models)
+    models = tuple(model.without_free_slots() for model in node.report.models)
+    return (node.state, node.is_drained, node.address, node.report.api_key, models)

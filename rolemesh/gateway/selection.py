@@ -1,23 +1,40 @@
-"""Which candidate of a target takes a request; pure."""
+"""Which candidate of a target takes a request, and why the others do not; pure."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
-from rolemesh.gateway.routing_table import Candidate, CandidateKey, Target
+from rolemesh.gateway.affinity import Preference
+from rolemesh.gateway.routing_table import Candidate, CandidateKey, Target, Warmth
+from rolemesh.names import Alias
 
 COMPARED: Final = 32
 """How many candidates of a tier are compared by load. The least loaded of so many is as good as the
 least loaded of all, and does not cost more the larger the mesh is."""
 
 
+_NOTHING: Final = (0.0, 0.0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What is under way: slots in use by candidate, and candidates that said they are full."""
+    """What is under way, by what slots are counted as, and which candidates take nothing now.
+
+    `in_flight` are slots in use, `by_alias` those of them that an alias with reserved slots uses.
+    `full` are candidates that said so, `awaited` how many requests whose turn is before this one wait
+    for each, and `awaited_by` for which aliases; `broken` are those whose breaker is open, which are
+    asked only if there is nobody else. `ahead` says how many before this one wait for each though others
+    are free; None: somebody behind may still want what is free.
+    """
 
     in_flight: Mapping[CandidateKey, int]
+    by_alias: Mapping[tuple[CandidateKey, Alias], int]
     full: AbstractSet[CandidateKey] = frozenset()
+    awaited: Mapping[CandidateKey, int] = field(default_factory=dict)
+    awaited_by: AbstractSet[tuple[CandidateKey, Alias]] = frozenset()
+    ahead: Mapping[CandidateKey, int] | None = field(default_factory=dict)
+    broken: AbstractSet[CandidateKey] = frozenset()
 
 
 def select_candidate(
@@ -26,18 +43,42 @@ def select_candidate(
     """Return the candidate that takes the request now, None if none does.
 
     1. A candidate that cannot answer, or has failed this request already, is out.
-    2. One without `cost` free slots waits; alone it takes any request, however large.
+    2. One without `cost` free slots waits; alone it takes any request, however large. What costs
+       nothing does not wait.
     3. Warm before loading before cold; then the node's own preference; then the least loaded;
        among equals each in turn, by `rotation`.
+    4. One whose breaker is open is the last resort: not before there is nobody to wait for.
     """
+    out = failed | load.broken if load.broken else failed
+    chosen = _select(target, load, cost, out, rotation)
+    if chosen is None and load.broken and not may_wait(target, failed=out):
+        chosen = _select(target, load, cost, failed, rotation)
+    return chosen
+
+
+def can_take(
+    alias: Alias,
+    only: Candidate,
+    load: Load,
+    *,
+    cost: int,
+    failed: AbstractSet[CandidateKey],
+) -> bool:
+    """Tell whether the only candidate of a target takes the request now: the same, in short."""
+    return not (_is_saturated(alias, only, load, cost) or (failed and only.key in failed))
+
+
+def _select(
+    target: Target, load: Load, cost: int, out: AbstractSet[CandidateKey], rotation: int
+) -> Candidate | None:
     in_flight = load.in_flight
     for tier in target.tiers:
         best, least, compared, size = None, 0.0, 0, len(tier)
         for index in range(rotation, rotation + size):
             candidate = tier[index % size]
-            if candidate.key in failed or _is_saturated(candidate, load, cost):
+            if candidate.key in out or _is_saturated(target.alias, candidate, load, cost):
                 continue
-            used = in_flight.get(candidate.key, 0) / (candidate.slots or 1)
+            used = in_flight.get(candidate.counted_as, 0) / (candidate.slots or 1)
             if best is None or used < least:
                 best, least = candidate, used
             compared += 1
@@ -48,13 +89,219 @@ def select_candidate(
     return None
 
 
+def select_for_conversation(
+    target: Target,
+    load: Load,
+    *,
+    cost: int,
+    failed: AbstractSet[CandidateKey],
+    rotation: int,
+    preference: Preference | None,
+    active: Callable[[CandidateKey], int],
+    now: float,
+) -> Candidate | frozenset[CandidateKey] | None:
+    """Return who takes a request that belongs to a conversation, or whose slots it waits for.
+
+    1. Whoever holds its beginning takes it, if it can; where nothing follows up, only if nobody is
+       less loaded.
+    2. For a holder that is full it waits while somebody else may want what is free, and then as
+       long as `preference` says. Where as many wait before it as the holder has slots, and who is
+       free would hold fewer conversations even with this one, the holder is overloaded and sheds it.
+    3. Else it is as in `select_candidate`; among those equally loaded the one with the fewest
+       conversations (`active`).
+    """
+    out = failed | load.broken if load.broken else failed
+    holder = None if preference is None else _holder(target, preference.key, out)
+    if preference is None or holder is None:
+        return _least(target, load, cost, out, rotation, active) or select_candidate(
+            target, load, cost=cost, failed=failed, rotation=rotation
+        )
+    is_full = _is_saturated(target.alias, holder, load, cost)
+    waits = frozenset({holder.counted_as})
+    if not is_full and (preference.worth_s or not load.in_flight.get(holder.counted_as)):
+        return holder
+    if preference.worth_s and load.ahead is None:
+        return waits
+    other = _least(target, load, cost, out, rotation, active)
+    if not preference.worth_s:
+        is_first = other is None or _used(holder, load) <= _used(other, load)
+        return holder if is_first and not is_full else other
+    if other is None:
+        preference.nothing_passed()
+        return waits
+    assert load.ahead is not None
+    sheds = load.ahead.get(holder.counted_as, 0) >= (holder.slots or 1) and (
+        _held(active(other.key) + 1, other) < _held(active(holder.key), holder)
+    )
+    return other if sheds or not preference.passes_by(now) else waits
+
+
+def _held(conversations: int, candidate: Candidate) -> float:
+    return conversations / (candidate.slots or 1)
+
+
+def _holder(target: Target, key: CandidateKey, out: AbstractSet[CandidateKey]) -> Candidate | None:
+    """Return the candidate that holds something, unless it is out or has unloaded its model."""
+    return None if key in out else target.ready.get(key)
+
+
+def _least(  # noqa: PLR0917 - private
+    target: Target,
+    load: Load,
+    cost: int,
+    out: AbstractSet[CandidateKey],
+    rotation: int,
+    active: Callable[[CandidateKey], int],
+) -> Candidate | None:
+    """Return the least loaded candidate that can take a request; of equals who holds the least."""
+    for tier in target.tiers:
+        best, least, size = None, (0.0, 0.0), len(tier)
+        for index in range(rotation, rotation + min(size, COMPARED)):
+            candidate = tier[index % size]
+            if candidate.key in out or _is_saturated(target.alias, candidate, load, cost):
+                continue
+            burden = (_used(candidate, load), _held(active(candidate.key), candidate))
+            if best is None or burden < least:
+                best, least = candidate, burden
+            if burden == _NOTHING:
+                break
+        if best is not None:
+            return best
+    return None
+
+
+def _used(candidate: Candidate, load: Load) -> float:
+    return load.in_flight.get(candidate.counted_as, 0) / (candidate.slots or 1)
+
+
 def may_wait(target: Target, *, failed: AbstractSet[CandidateKey]) -> bool:
     """Tell whether some candidate would take the request with its slots free."""
     return any(candidate.key not in failed for tier in target.tiers for candidate in tier)
 
 
-def _is_saturated(candidate: Candidate, load: Load, cost: int) -> bool:
-    if candidate.key in load.full:
+def waited_for(target: Target, *, failed: AbstractSet[CandidateKey]) -> frozenset[CandidateKey]:
+    """Return whose slots a request for this target waits for, as they are counted."""
+    return frozenset(
+        candidate.counted_as
+        for tier in target.tiers
+        for candidate in tier
+        if candidate.key not in failed
+    )
+
+
+def _is_saturated(alias: Alias, candidate: Candidate, load: Load, cost: int) -> bool:
+    if not cost:
+        return False
+    key = candidate.counted_as
+    if load.full and key in load.full:
         return True
-    used = load.in_flight.get(candidate.key, 0)
-    return candidate.slots is not None and used > 0 and used + cost > candidate.slots
+    if load.awaited and key in load.awaited and not _has_its_own(alias, candidate, load, cost):
+        return True
+    slots = candidate.slots
+    if slots is None:
+        return False
+    used = load.in_flight.get(key, 0)
+    if candidate.reserved:
+        kept = _kept_for_others(alias, candidate, load)
+        # A reservation of all there is leaves others nothing.
+        return used + kept + cost > slots if used else kept >= slots
+    return used > 0 and used + cost > slots
+
+
+def _has_its_own(alias: Alias, candidate: Candidate, load: Load, cost: int) -> bool:
+    """Tell whether slots are free that are reserved for this alias: nobody else waits for those."""
+    key = candidate.counted_as
+    reserved = dict(candidate.reserved).get(alias, 0)
+    used = load.by_alias.get((key, alias), 0)
+    return used + cost <= reserved and (key, alias) not in load.awaited_by
+
+
+def _kept_for_others(alias: Alias, candidate: Candidate, load: Load) -> int:
+    """Return how many of the free slots are reserved for other aliases."""
+    return sum(
+        max(0, slots - load.by_alias.get((candidate.counted_as, other), 0))
+        for other, slots in candidate.reserved
+        if other != alias
+    )
+
+
+# -- why ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What selection says of one candidate: that it is chosen, or why it is not."""
+
+    candidate: Candidate
+    is_chosen: bool
+    why: str
+
+
+def explain_selection(
+    target: Target,
+    load: Load,
+    *,
+    cost: int = 1,
+    failed: AbstractSet[CandidateKey] = frozenset(),
+    rotation: int = 0,
+) -> Iterator[Verdict]:
+    """Yield a verdict on every candidate, in the order they are considered."""
+    chosen = select_candidate(target, load, cost=cost, failed=failed, rotation=rotation)
+    usable = [candidate for tier in target.tiers for candidate in tier]
+    for candidate in usable:
+        if candidate is chosen:
+            yield Verdict(candidate=candidate, is_chosen=True, why=_why_chosen(candidate, load))
+        else:
+            why = _why_not(target.alias, candidate, chosen, load, cost, failed)
+            yield Verdict(candidate=candidate, is_chosen=False, why=why)
+    for candidate in target.candidates:
+        if candidate.unusable:
+            yield Verdict(candidate=candidate, is_chosen=False, why=candidate.unusable)
+
+
+def _why_chosen(candidate: Candidate, load: Load) -> str:
+    used = load.in_flight.get(candidate.counted_as, 0)
+    of = f" of {candidate.slots}" if candidate.slots is not None else ""
+    last_resort = "; its breaker is open, but nobody else is left" * (candidate.key in load.broken)
+    return f"{_WARMTH_WORDS[candidate.warmth]}, {used}{of} slots in use{last_resort}"
+
+
+def _why_not(  # noqa: PLR0917 - private, with one caller
+    alias: Alias,
+    candidate: Candidate,
+    chosen: Candidate | None,
+    load: Load,
+    cost: int,
+    failed: AbstractSet[CandidateKey],
+) -> str:
+    if candidate.key in failed:
+        return "has failed this request already"
+    if _is_saturated(alias, candidate, load, cost):
+        return _why_saturated(alias, candidate, load)
+    if candidate.key in load.broken:
+        return "its breaker is open"
+    if chosen is None:
+        return "free"
+    if candidate.warmth > chosen.warmth:
+        return f"{_WARMTH_WORDS[candidate.warmth]}: further from its first token"
+    if candidate.preference > chosen.preference:
+        return "its node prefers another model"
+    return "not less loaded than the chosen one"
+
+
+def _why_saturated(alias: Alias, candidate: Candidate, load: Load) -> str:
+    key = candidate.counted_as
+    if key in load.full:
+        return "said that it is full"
+    if key in load.awaited:
+        return f"{load.awaited[key]} wait for it"
+    kept = _kept_for_others(alias, candidate, load)
+    reserved = f", {kept} reserved for other aliases" * (kept > 0)
+    return f"{load.in_flight.get(key, 0)} of {candidate.slots} slots in use{reserved}"
+
+
+_WARMTH_WORDS: Final = {
+    Warmth.READY: "ready",
+    Warmth.LOADING: "loading",
+    Warmth.COLD: "not loaded",
+}

@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 
+from rolemesh.config.settings import ClientTls
+from rolemesh.config.tls import client_context
 from tests.fakes.client import connected, post
 from tests.fakes.hammer import hammering
 from tests.fakes.service import Service, service
 from tests.fakes.upstream import sends_and_hangs, upstream
+from tests.lab.certificates import Authority
 from tests.lab.mesh import PROGRAMS, get_json, write_drop_in
 from tests.lab.poll import eventually
 from tests.lab.processes import free_port
@@ -75,6 +78,25 @@ async def test_no_connection_is_refused_over_restarts_and_a_crash(gateway: Gatew
     assert tally.refused == 0
     assert len(tally.broken) <= 8  # what the killed process had accepted is lost with it
     assert tally.longest_s < DRAIN_S + 2
+
+
+async def test_no_handshake_is_broken_over_restarts_and_new_certificates(
+    gateway: GatewayService, authority: Authority
+) -> None:
+    trusting = client_context(ClientTls(ca_file=authority.ca_file))
+    listen = {"host": "127.0.0.1", "port": gateway.port}
+    gateway.configure(listen={**listen, "tls": authority.sign("first").settings})
+    program = await gateway.run.start()
+    async with hammering(gateway.port, tls=trusting) as tally:
+        for turn in range(3):
+            await some_more(tally)
+            gateway.configure(listen={**listen, "tls": authority.sign(f"turn-{turn}").settings})
+            program.send(signal.SIGHUP)
+            await some_more(tally)
+            await gateway.run.end()
+            program = await gateway.run.start()
+        await some_more(tally)
+    assert (tally.refused, tally.broken) == (0, [])
 
 
 async def test_a_new_connection_waits_for_a_stream_no_longer_than_the_drain(

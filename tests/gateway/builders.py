@@ -19,6 +19,7 @@ def candidate(
     warmth: Warmth = Warmth.READY,
     unusable: str = "",
     preference: int = 0,
+    **fields: Any,
 ) -> Candidate:
     return Candidate(
         upstream=Upstream(name=name, address=ADDRESS, node_id=NodeId(name)),
@@ -27,12 +28,13 @@ def candidate(
         warmth=warmth,
         unusable=unusable,
         preference=preference,
+        **fields,
     )
 
 
-def target(*candidates: Candidate, absent: str = "") -> Target:
+def target(*candidates: Candidate, absent: str = "", alias: str = "coder") -> Target:
     return Target(
-        alias=Alias("coder"),
+        alias=Alias(alias),
         role=Role("coder"),
         candidates=candidates,
         defaults={},

@@ -36,7 +36,7 @@ def start_gateway(stack: AsyncExitStack, tmp_path: Path) -> StartGateway:
 def start_upstream(stack: AsyncExitStack) -> StartUpstream:
     """Start a scripted upstream: await start_upstream(script, ...)."""
 
-    async def start(*scripts: Script, probe: Script | None = None) -> Upstream:
-        return await stack.enter_async_context(upstream(*scripts, probe=probe))
+    async def start(*scripts: Script, **options: Any) -> Upstream:
+        return await stack.enter_async_context(upstream(*scripts, **options))
 
     return start

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class Running:
     gateway: Gateway
     store: ConfigStore[GatewaySettings]
     lifecycle: Lifecycle
+    tls: ssl.SSLContext | None = None
 
     @property
     def registry(self) -> Registry:
@@ -50,12 +52,12 @@ class Running:
         return self.registry.nodes[NodeId(node_id)].state.value
 
     async def get(self, path: str, *fields: str) -> Received:
-        async with connected(self.port) as client:
+        async with connected(self.port, tls=self.tls) as client:
             return await client.get(path, *fields)
 
     async def post(self, path: str, tree: Any, *fields: str) -> Received:
         body = tree if isinstance(tree, bytes) else json.dumps(tree).encode()
-        async with connected(self.port) as client:
+        async with connected(self.port, tls=self.tls) as client:
             return await client.post(path, body, *fields)
 
     async def chat(self, alias: str = "coder", *fields: str, **body: Any) -> Received:
@@ -75,9 +77,13 @@ class Running:
         reply = await self.post("/v1/nodes/register", tree)
         assert reply.status == 200, reply.body
 
+    def write(self, configuration: Mapping[str, Any]) -> None:
+        """Write another configuration."""
+        _write(self.config, self.port, configuration)
+
     def hang_up(self, configuration: Mapping[str, Any]) -> None:
         """Write another configuration and send SIGHUP."""
-        _write(self.config, self.port, configuration)
+        self.write(configuration)
         self.lifecycle._signals.put_nowait(signal.SIGHUP)
 
     async def reload(self, configuration: Mapping[str, Any]) -> None:
@@ -88,14 +94,18 @@ class Running:
 
 
 def _write(path: Path, port: int, configuration: Mapping[str, Any]) -> None:
-    whole = {"listen": {"port": port}, **configuration}
+    whole = {**configuration, "listen": {"port": port, **configuration.get("listen", {})}}
     whole["limits"] = {"drain_s": 1, **whole.get("limits", {})}
     path.write_text(json.dumps(whole))  # which is YAML, too
 
 
 @asynccontextmanager
 async def running_gateway(
-    folder: Path, configuration: Mapping[str, Any], *, port: int | None = None
+    folder: Path,
+    configuration: Mapping[str, Any],
+    *,
+    port: int | None = None,
+    control: Path | None = None,
 ) -> AsyncIterator[Running]:
     """Run a gateway for the length of the block, its state and configuration in `folder`."""
     port = port or free_port()
@@ -103,7 +113,7 @@ async def running_gateway(
     _write(config, port, configuration)
     lifecycle = Lifecycle(Notifier())
     store = gateway_store(ConfigSource(program="gateway", config=config))
-    gateway = Gateway(lifecycle, store, folder)
+    gateway = Gateway(lifecycle, store, folder, control)
     running = Running(port=port, config=config, gateway=gateway, store=store, lifecycle=lifecycle)
     async with asyncio.TaskGroup() as group:
         group.create_task(gateway.run())

@@ -99,3 +99,29 @@ def test_new_settings_count_at_once() -> None:
     found.replace(GatewaySettings(auth=GatewayAuth(clients=(CLIENT,))))
     with pytest.raises(NotAuthenticated):
         found.clients.identify("127.0.0.1", SHOWS_NOTHING)
+
+
+def test_only_the_key_of_an_operator_is_one() -> None:
+    operator = ClientKey(name="ann", digest=digest_of("admin-key"), admin=True)
+    found = access("0.0.0.0", auth=GatewayAuth(clients=(CLIENT, operator), nodes=(NODE,)))
+    assert found.identify_operator("10.0.0.7", shows("admin-key")).name == "ann"
+    with pytest.raises(NotAllowed, match="client may not do this"):
+        found.identify_operator("127.0.0.1", shows("client-key"))
+    for key in ("node-key", "another"):
+        with pytest.raises(NotAuthenticated):
+            found.identify("127.0.0.1", "/v1/rolemesh/status", shows(key))
+
+
+def test_without_keys_operators_are_on_this_machine_whoever_else_is_served() -> None:
+    settings = GatewaySettings(
+        listen=Listen(host=("0.0.0.0",), port=8000),
+        auth=GatewayAuth(open=True),
+        cors_origins=("*",),
+    )
+    found = GatewayAccess(settings)
+    page = {"origin": "https://page.example"}.get
+    assert found.clients.identify("10.0.0.7", page).name == "-"
+    assert found.identify_operator("127.0.0.1", SHOWS_NOTHING).name == "-"
+    for peer, field in (("10.0.0.7", SHOWS_NOTHING), ("127.0.0.1", page)):
+        with pytest.raises(NotAllowed):
+            found.identify_operator(peer, field)

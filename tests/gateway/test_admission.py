@@ -1,16 +1,21 @@
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
 
-from rolemesh.config.settings import Limits
+from rolemesh.config.settings import Limits, Priority
 from rolemesh.errors import QueueFull, QueueTimeout, Unavailable
 from rolemesh.gateway import admission as admission_module
-from rolemesh.gateway.admission import Admission
-from rolemesh.gateway.routing_table import Candidate
-from rolemesh.gateway.selection import Load, select_candidate
+from rolemesh.gateway.admission import Admission, Claim
+from rolemesh.gateway.queue_order import AGE_S
+from rolemesh.gateway.routing_table import Candidate, CandidateKey
+from rolemesh.gateway.selection import Load, select_candidate, waited_for
 from rolemesh.names import Alias
+from rolemesh.runtime.keys import ANYONE, Principal
 from rolemesh.runtime.tasks import TaskScope
 from tests.gateway.builders import candidate, target
 from tests.lab.poll import eventually
@@ -34,43 +39,60 @@ class Waiters:
         self.scope = scope
         self.served: list[str] = []
 
-    def start(
-        self, name: str, *, alias: Alias = CODER, only: Candidate = BOX, cost: int = 1
-    ) -> asyncio.Task[ExitStack]:
+    def start(self, name: str, *, only: Candidate = BOX, **wish: Any) -> asyncio.Task[ExitStack]:
         async def obtain() -> ExitStack:
-            chosen = await choose(self.admission, alias, only, cost=cost)
             held = ExitStack()
-            held.enter_context(lease(self.admission, chosen, cost))
+            made = claim(**wish)
+            await choose(self.admission, only, made=made)
+            held.callback(self.admission.release, made)
             self.served.append(name)
             return held
 
         return self.scope.start(obtain(), name=name)
 
 
+def claim(
+    alias: Alias = CODER,
+    *,
+    cost: int = 1,
+    principal: Principal = ANYONE,
+    priority: Priority = Priority.DEFAULT,
+) -> Claim:
+    return Claim(alias, principal, priority, cost, asyncio.get_running_loop().time())
+
+
 @contextmanager
 def lease(admission: Admission, candidate: Candidate, cost: int) -> Iterator[None]:
     """Hold slots for the length of the block."""
-    admission.acquire(candidate.key, cost)
+    made = claim(cost=cost)
+    admission.acquire(made, candidate)
     try:
         yield
     finally:
-        admission.release(candidate.key, cost)
+        admission.release(made)
 
 
 async def choose(
     admission: Admission,
-    alias: Alias = CODER,
     only: Candidate = BOX,
     *,
-    cost: int = 1,
+    made: Claim | None = None,
     within_s: float = 60.0,
     waited_s: float = 0.0,
+    had_its_turn: bool = False,
 ) -> Candidate:
-    def pick(load: Load) -> Candidate | None:
-        return select_candidate(target(only), load, cost=cost, failed=frozenset(), rotation=0)
+    """Obtain a candidate; its slots are held."""
+    made = made or claim()
+    of = target(only, alias=made.alias)
+
+    def pick(load: Load) -> Candidate | AbstractSet[CandidateKey]:
+        chosen = select_candidate(of, load, cost=made.cost, failed=frozenset(), rotation=0)
+        return chosen or waited_for(of, failed=frozenset())
 
     deadline = asyncio.get_running_loop().time() + within_s
-    return await admission.choose(alias, pick, deadline=deadline, waited_s=waited_s)
+    return await admission.choose(
+        made, pick, until=deadline, waited_s=waited_s, had_its_turn=had_its_turn
+    )
 
 
 async def test_a_free_slot_is_given_at_once() -> None:
@@ -82,7 +104,7 @@ async def test_a_free_slot_is_given_at_once() -> None:
 async def test_leases_are_counted_by_cost_and_forgotten_when_over() -> None:
     admission = Admission(Limits())
     with lease(admission, BOX, 2), lease(admission, BOX, 3):
-        assert admission.load.in_flight == {BOX.key: 5}
+        assert admission.load.in_flight == {BOX.counted_as: 5}
     assert admission.load.in_flight == {}
 
 
@@ -191,14 +213,14 @@ async def test_what_the_choice_raises_reaches_who_waits(scope: TaskScope) -> Non
     admission = Admission(Limits())
     gone = False
 
-    def pick(_load: Load) -> Candidate | None:
+    def pick(_load: Load) -> frozenset[CandidateKey]:
         if gone:
             raise Unavailable("gone", reason="no node", retry_after_s=1)
-        return None
+        return frozenset()
 
     async def wait() -> None:
         with pytest.raises(Unavailable):
-            await admission.choose(CODER, pick, deadline=asyncio.get_running_loop().time() + 60)
+            await admission.choose(claim(), pick, until=asyncio.get_running_loop().time() + 60)
 
     waiting = scope.start(wait(), name="waits")
     await eventually(lambda: admission.queued(CODER) == 1, what="it waits")
@@ -214,7 +236,7 @@ async def test_a_candidate_that_said_full_is_tried_again_after_a_moment(
     monkeypatch.setattr(admission_module, "FULL_FOR_S", 0.05)
     admission = Admission(Limits())
     admission.mark_full(BOX)
-    assert admission.load.full == {BOX.key}
+    assert admission.load.full == {BOX.counted_as}
     began = asyncio.get_running_loop().time()
     assert await choose(admission) is BOX
     assert asyncio.get_running_loop().time() - began >= 0.04
@@ -240,15 +262,85 @@ async def test_who_had_its_turn_keeps_its_place_before_later_ones(
     held = await Waiters(admission, scope).start("holder")
     order: list[str] = []
 
-    async def wait(name: str, waited_s: float) -> None:
-        chosen = await choose(admission, waited_s=waited_s)
-        with lease(admission, chosen, 1):
-            order.append(name)
+    async def wait(name: str, made: Claim, *, had_its_turn: bool) -> None:
+        await choose(admission, made=made, had_its_turn=had_its_turn)
+        order.append(name)
+        admission.release(made)
 
-    later = scope.start(wait("later", 0.0), name="later")
+    earlier = claim()
+    later = scope.start(wait("later", claim(), had_its_turn=False), name="later")
     await eventually(lambda: admission.queued(CODER) == 1, what="the later one waits")
-    again = scope.start(wait("again", 0.1), name="again")  # its node said slots_busy
+    again = scope.start(
+        wait("again", earlier, had_its_turn=True), name="again"
+    )  # its node said slots_busy
     await eventually(lambda: admission.queued(CODER) == 2, what="both wait")
     held.close()
     await asyncio.gather(later, again)
     assert order == ["again", "later"]
+
+
+async def test_whose_turn_comes_in_the_moment_its_time_is_over_holds_nothing(
+    scope: TaskScope,
+) -> None:
+    admission = Admission(Limits())
+    held, late = claim(), claim()
+    admission.acquire(held, BOX)
+
+    async def wait() -> None:
+        with pytest.raises(QueueTimeout):
+            await choose(admission, made=late, within_s=0.05)
+
+    waiting = scope.start(wait(), name="waits")
+    await eventually(lambda: admission.queued(CODER) == 1, what="it waits")
+    admission.release(held)  # who is next is looked for soon,
+    time.sleep(0.06)  # noqa: ASYNC251 - but the loop comes to that too late
+    await waiting
+    assert admission.load.in_flight == {}
+    assert late.held is None
+
+
+async def test_who_has_been_served_just_now_does_not_count_toward_the_bound(
+    scope: TaskScope,
+) -> None:
+    waiters = Waiters(Admission(Limits(max_queue=1)), scope)
+    held = await waiters.start("held")
+    waiting = waiters.start("waiting")
+    await eventually(lambda: waiters.admission.queued(CODER) == 1, what="it waits")
+    held.close()
+    next_one = waiters.start("next")
+    waiters.admission._serve()  # the turn of the first has come; the next one arrives before it hears
+    (await waiting).close()
+    (await next_one).close()
+    assert waiters.served == ["held", "waiting", "next"]
+
+
+async def test_the_bound_of_each_key_does_not_make_one_key_of_all_who_have_none() -> None:
+    admission = Admission(Limits(max_concurrent_per_key=1))
+    ci = Principal(name="ci", digest=b"ci")
+    for principal, may_run_more in ((ANYONE, True), (ci, False)):
+        made = claim(principal=principal)
+        admission.acquire(made, TWO_SLOTS)
+        assert admission.may_run(principal) is may_run_more
+        admission.release(made)
+        assert admission.may_run(principal)
+
+
+async def test_one_slot_in_four_goes_to_who_has_waited_longest(scope: TaskScope) -> None:
+    waiters = Waiters(Admission(Limits()), scope)
+    held = await waiters.start("held")
+    old = claim(priority=Priority.BATCH)
+    old.arrived_at -= AGE_S
+
+    async def wait() -> None:
+        await choose(waiters.admission, made=old)
+        waiters.served.append("old")
+        waiters.admission.release(old)
+
+    waiting = scope.start(wait(), name="old")
+    others = [waiters.start(name, priority=Priority.INTERACTIVE) for name in "abcd"]
+    await eventually(lambda: waiters.admission.queued(CODER) == 5, what="all wait")
+    held.close()
+    for other in others:
+        (await other).close()
+    await waiting
+    assert waiters.served == ["held", "a", "b", "old", "c", "d"]

@@ -1,6 +1,8 @@
 """Who may ask for what, and the one record of each request."""
 
+import asyncio
 import gc
+import json
 import logging
 import re
 from typing import Any
@@ -14,14 +16,17 @@ from rolemesh.relay.exchange import Exchange
 from rolemesh.relay.job import Job
 from rolemesh.relay.response import ResponseReader
 from rolemesh.runtime.journal import FIELDS
+from tests.fakes.client import connected, post
 from tests.fakes.upstream import (
     CHUNKED_STREAM,
     LAST_CHUNK,
+    Script,
     answers,
     chunk,
     sends,
     sends_and_closes,
     sends_and_hangs,
+    sends_and_resets,
 )
 from tests.gateway.conftest import StartGateway, StartUpstream
 from tests.gateway.harness import CHAT, DISCOVERED, Running, asking
@@ -261,3 +266,165 @@ async def test_requests_leave_nothing_behind_for_the_garbage_collector(
         await eventually(lambda: len(of_requests()) <= len(before), what="nothing is left")
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "body"),
+    [
+        (OK, 200, {}),
+        (sends(STREAM + LAST_CHUNK), 200, {"stream": True}),
+        (answers(b"no", 500), 500, {}),
+    ],
+)
+async def test_a_page_of_an_allowed_origin_may_read_every_answer(
+    start_gateway: StartGateway,
+    start_upstream: StartUpstream,
+    script: Script,
+    status: int,
+    body: dict[str, Any],
+) -> None:
+    origin = "https://chat.example"
+    gateway = await start_gateway(cors={"allow_origins": [origin]})
+    await gateway.register("box", await start_upstream(script))
+    reply = await gateway.chat("coder", f"Origin: {origin}", **body)
+    assert (reply.status, reply.fields["access-control-allow-origin"]) == (status, origin)
+    other = await gateway.chat("nobody", "Origin: http://localhost")
+    assert "access-control-allow-origin" not in other.fields
+
+
+# --- paths, dialects, names -------------------------------------------------------------------
+
+NAMED = answers(b'{"model":"m","ok":1.0}')
+MESSAGES = "/v1/messages"
+MODELS = [{"model_id": "m", "roles": ["coder"], "slots": 1, "slots_free": 1}]
+
+
+async def test_an_operator_s_paths_come_and_go_by_reload(
+    start_gateway: StartGateway, start_upstream: StartUpstream
+) -> None:
+    gateway, up = await start_gateway(), await start_upstream(NAMED)
+    await gateway.register("box", up)
+    models = {"models": {"coder": DISCOVERED}}
+    assert (await gateway.post("/infill", {"model": "coder"})).status == 404
+    await gateway.reload({**models, "paths": {"/infill": {"slots": 2}}})
+    assert (await gateway.post("/infill", {"model": "coder"})).status == 200
+    assert up.conversations[-1].method_and_path == "POST /infill"
+    await gateway.reload(models)
+    reply = await gateway.post("/infill", {"model": "coder"})
+    assert (reply.status, reply.json["error"]["code"]) == (404, "unknown_path")
+
+
+async def test_what_takes_no_slot_never_waits_for_one(
+    start_gateway: StartGateway, start_upstream: StartUpstream
+) -> None:
+    gateway, held = await start_gateway(), asyncio.Event()
+
+    async def waits(talk: Any) -> None:
+        if "chat" in talk.method_and_path:
+            await held.wait()
+        await NAMED(talk)
+
+    await gateway.register("box", await start_upstream(waits), *MODELS)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(gateway.chat())
+        await eventually(lambda: gateway.in_flight() == 1, what="the slot taken")
+        group.create_task(gateway.chat())
+        await eventually(lambda: gateway.queued("coder") == 1, what="another waits")
+        for path in ("/tokenize", "/v1/messages/count_tokens"):
+            assert (await gateway.post(path, {"model": "coder"})).status == 200
+        assert gateway.queued("coder") == 1
+        held.set()
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind"),
+    [
+        (b"{", 400, "invalid_request_error"),
+        (b'{"model":"x"}', 404, "not_found_error"),
+        (b'{"model":"coder"}', 503, "overloaded_error"),
+    ],
+)
+async def test_who_speaks_anthropic_s_api_is_refused_in_its_shape(
+    body: bytes, status: int, kind: str, start_gateway: StartGateway
+) -> None:
+    gateway = await start_gateway()
+    for path in (MESSAGES, "/messages/count_tokens"):
+        reply = await gateway.post(path, body)
+        assert (reply.status, reply.json["type"]) == (status, "error")
+        assert reply.json["error"]["type"] == kind
+        assert reply.json["request_id"] == reply.fields["x-request-id"]
+
+
+async def test_what_llama_server_says_of_a_message_passes_as_it_is(
+    start_gateway: StartGateway, start_upstream: StartUpstream
+) -> None:
+    gateway, error = await start_gateway(), b'{"error":{"code":400,"message":"no","type":"x"}}'
+    await gateway.register("box", await start_upstream(answers(error, status=400)))
+    reply = await gateway.post(MESSAGES, {"model": "coder"})
+    assert (reply.status, reply.body) == (400, error)
+
+
+async def test_a_stream_of_messages_that_breaks_ends_with_its_error_event(
+    start_gateway: StartGateway, start_upstream: StartUpstream
+) -> None:
+    gateway = await start_gateway()
+    script = sends_and_resets(CHUNKED_STREAM + chunk(b'data: {"type":"message_start"}\n\n'))
+    await gateway.register("box", await start_upstream(script))
+    async with connected(gateway.port) as client:
+        await client.send(post(MESSAGES, b'{"model":"coder","stream":true}'))
+        stream = await client.rest()
+    _, event = stream.split(b"\n\nevent: error\ndata: ")
+    tree = json.loads(event.strip())
+    assert (tree["type"], tree["error"]["type"]) == ("error", "api_error")
+
+
+ECHOES = {**DISCOVERED, "role": "coder", "echo_model": True}
+
+
+@pytest.mark.parametrize(("alias", "named"), [("coder", "m"), ("echoes", "echoes")])
+async def test_an_alias_answers_in_its_own_name_if_it_is_told_to(
+    alias: str, named: str, start_gateway: StartGateway, start_upstream: StartUpstream
+) -> None:
+    gateway = await start_gateway(models={"coder": DISCOVERED, "echoes": ECHOES})
+    event = chunk(b'data: {"model":"m","x":1.0}\n\n')
+    stream = sends(CHUNKED_STREAM + event, event + LAST_CHUNK)
+    await gateway.register("box", await start_upstream(NAMED, NAMED, stream, stream))
+    for _ in range(2):  # the second one over a connection that is there
+        reply = await gateway.chat(alias)
+        assert reply.body == b'{"model":"%b","ok":1.0}' % named.encode()
+        assert reply.fields["x-rolemesh-model"] == "m"
+    for _ in range(2):
+        streamed = await gateway.chat(alias, stream=True)
+        assert streamed.body == b'data: {"model":"%b","x":1.0}\n\n' % named.encode() * 2
+
+
+async def test_a_fallback_answers_in_the_name_that_was_asked_for(
+    start_gateway: StartGateway, start_upstream: StartUpstream
+) -> None:
+    nobody = {**DISCOVERED, "echo_model": True, "fallback": ["coder"]}
+    gateway: Running = await start_gateway(models={"coder": DISCOVERED, "nobody": nobody})
+    await gateway.register("box", await start_upstream(NAMED))
+    assert (await gateway.chat("nobody")).json["model"] == "nobody"
+
+
+async def test_a_stream_that_a_node_ends_with_an_error_has_no_second_one(
+    start_gateway: StartGateway, start_upstream: StartUpstream
+) -> None:
+    said = b'\n\ndata: {"error": {"message": "cpu0 is gone", "request_id": "req-1"}}\n\n'
+    gateway = await start_gateway()
+    await gateway.register("box", await start_upstream(sends_and_closes(STREAM, chunk(said))))
+    async with asking(gateway, stream=True) as client:
+        heard = await client.rest()
+    assert heard.count(b'"error"') == 1
+    assert not heard.endswith(LAST_CHUNK)
+
+
+@pytest.mark.parametrize("body", [b'{"model":"coder"}', b'{"model":"coder","stream":true}', b"{"])
+async def test_clients_of_anthropics_api_find_the_request_id_where_they_look(
+    start_gateway: StartGateway, start_upstream: StartUpstream, body: bytes
+) -> None:
+    gateway = await start_gateway()
+    await gateway.register("box", await start_upstream(sends(STREAM + LAST_CHUNK)))
+    reply = await gateway.post(MESSAGES, body, "X-Request-Id: id-1")
+    assert reply.fields["request-id"] == reply.fields["x-request-id"] == "id-1"
+    assert "request-id" not in (await gateway.post(CHAT, body)).fields

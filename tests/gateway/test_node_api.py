@@ -69,8 +69,8 @@ async def test_what_the_seed_promises_for_curl_is_enough(
         ({**MINIMAL, "models": [{"model_id": "m\n", "roles": []}]}, "models: expected"),
         ({**MINIMAL, "models": [{"model_id": "", "roles": []}]}, "models: expected"),
         ({**MINIMAL, "models": [{"model_id": "m", "roles": [""]}]}, "models: expected"),
-        ({**MINIMAL, "base_url": "ftp://a"}, "base_url: expected http://"),
-        ({**MINIMAL, "base_url": "127.0.0.1:8100"}, "base_url: expected http://"),
+        ({**MINIMAL, "base_url": "ftp://a"}, "base_url: expected http[s]://"),
+        ({**MINIMAL, "base_url": "127.0.0.1:8100"}, "base_url: expected http[s]://"),
         ({**MINIMAL, "base_url": "http://127.0.0.1:99999"}, "base_url: "),
         ({**MINIMAL, "base_url": "http://user@127.0.0.1"}, "base_url: "),
         ({**MINIMAL, "base_url": "http://a\0b"}, "cannot be resolved"),
@@ -144,6 +144,7 @@ def api(*networks: str) -> NodeApi:
         access=GatewayAccess(settings),
         registry=Registry(stale_after_s=30, on_change=lambda: None, on_silent=lambda _: None),
         settings=settings,
+        secured=lambda address: address,
     )
 
 

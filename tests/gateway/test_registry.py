@@ -7,10 +7,10 @@ import pytest
 from rolemesh.address import UpstreamAddress
 from rolemesh.gateway.registry import FORGET_AFTER_S, NodeState, Registry, UnknownNode
 from rolemesh.jsonread import JsonError
-from rolemesh.names import NodeId
+from rolemesh.names import InstanceName, NodeId
 from rolemesh.runtime.journal import EVENT
 from rolemesh.runtime.operator_events import OperatorEvent
-from rolemesh.wire import ModelState
+from rolemesh.wire import InstanceReport, ModelState
 from tests.gateway.builders import model, report
 
 BOX = NodeId("box")
@@ -94,6 +94,10 @@ def test_free_slots_come_and_go_without_a_new_table(world: World) -> None:
         assert world.registry.nodes[BOX].report.models[0].slots_free == free
     world.beat()
     assert world.changes == 1
+    for free in (0, 3):
+        gpu0 = InstanceReport(name=InstanceName("gpu0"), slots=4, slots_free=free)
+        world.beat(models=[model("m", instances=(gpu0,)).to_json()])
+    assert world.changes == 2  # the instance itself is new, its free slots are not
 
 
 @pytest.mark.parametrize(
@@ -190,6 +194,48 @@ def test_a_restored_node_is_out_of_routing_until_it_is_heard_of(world: World) ->
         again.beat()  # it answers, but what is known of it may be out of date
     again.register()
     again.beat()
+
+
+def test_a_drained_node_is_out_of_routing_until_that_is_taken_back(world: World) -> None:
+    world.register()
+    world.registry.drain(BOX)
+    assert world.unusable == "drained by an operator"
+    world.beat()
+    world.register()
+    assert world.unusable == "drained by an operator"
+    world.registry.undrain(BOX)
+    assert world.unusable == ""
+    assert world.changes == 3
+
+
+def test_a_drain_outlives_the_node_and_the_gateway(world: World) -> None:
+    world.register()
+    world.registry.drain(BOX)
+    world.registry.remove(BOX)
+    again = World()
+    again.registry.restore(json.loads(json.dumps(world.registry.saved())))
+    again.register()
+    assert again.unusable == "drained by an operator"
+    once_more = World()
+    once_more.registry.restore(json.loads(json.dumps(again.registry.saved())))
+    assert "before this gateway started" in once_more.unusable
+    once_more.registry.answered(BOX)
+    assert once_more.unusable == "drained by an operator"
+
+
+def test_a_drain_is_taken_back_from_a_node_that_has_left(world: World) -> None:
+    world.register()
+    world.registry.drain(BOX)
+    world.registry.remove(BOX)
+    world.registry.undrain(BOX)
+    assert world.registry.saved()["drained"] == []
+    with pytest.raises(UnknownNode):
+        world.registry.undrain(BOX)
+
+
+def test_only_a_known_node_can_be_drained(world: World) -> None:
+    with pytest.raises(UnknownNode):
+        world.registry.drain(BOX)
 
 
 def test_a_node_that_goes_silent_is_given_up_once(world: World) -> None:

@@ -2,18 +2,20 @@ from typing import Any
 
 import pytest
 
+from rolemesh.address import UpstreamAddress
 from rolemesh.config.settings import DiscoveredAlias, GatewaySettings, ProxyAlias, Timeouts
 from rolemesh.gateway.routing_table import (
-    Health,
     NodeView,
     RoutingTable,
     Warmth,
     build_routing_table,
 )
+from rolemesh.gateway.upstream_kinds import Health
 from rolemesh.names import Alias, Role
 from rolemesh.wire import ModelState
 from tests.gateway.builders import model, node_view
 
+ALIAS = Alias("planner")
 URL = "http://127.0.0.1:8011/prefix"
 PLANNER = ProxyAlias(
     alias=Alias("planner"),
@@ -29,15 +31,20 @@ CODER = DiscoveredAlias(alias=Alias("coder"), role=Role("coder"), defaults={"n":
 def table(
     *aliases: ProxyAlias | DiscoveredAlias,
     nodes: tuple[NodeView, ...] = (),
-    health: dict[str, Health] | None = None,
+    health: dict[Alias, Health] | None = None,
     **settings: Any,
 ) -> RoutingTable:
     models = {entry.alias: entry for entry in aliases}
-    return build_routing_table(GatewaySettings(models=models, **settings), nodes, health or {})
+    return build_routing_table(
+        GatewaySettings(models=models, **settings),
+        nodes,
+        health or {},
+        lambda alias: UpstreamAddress.parse_url(alias.proxy_url),
+    )
 
 
 def test_a_proxy_alias_has_its_one_upstream() -> None:
-    planner = table(PLANNER, health={URL: Health()}).targets[Alias("planner")]
+    planner = table(PLANNER, health={ALIAS: Health()}).targets[Alias("planner")]
     assert planner.usable
     assert planner.reason == ""
     assert (planner.defaults, planner.timeouts.total_s) == ({"temperature": 0}, 7)
@@ -51,12 +58,12 @@ def test_a_proxy_alias_has_its_one_upstream() -> None:
     ("health", "usable", "reason", "warmth"),
     [
         ({}, False, "its upstream was not looked at yet", Warmth.READY),
-        ({URL: Health(down="refused")}, False, "refused", Warmth.READY),
-        ({URL: Health(loading=True)}, True, "", Warmth.LOADING),
+        ({ALIAS: Health(down="refused")}, False, "refused", Warmth.READY),
+        ({ALIAS: Health(state=ModelState.LOADING)}, True, "", Warmth.LOADING),
     ],
 )
 def test_a_proxy_alias_is_as_usable_as_its_upstream(
-    health: dict[str, Health], usable: bool, reason: str, warmth: Warmth
+    health: dict[Alias, Health], usable: bool, reason: str, warmth: Warmth
 ) -> None:
     planner = table(PLANNER, health=health).targets[Alias("planner")]
     assert (planner.usable, planner.reason) == (usable, reason)
@@ -124,7 +131,7 @@ def test_one_usable_candidate_is_enough() -> None:
 def test_announced_roles_are_aliases_only_where_that_is_wanted() -> None:
     nodes = (node_view("a", model("m", "critic", "planner")),)
     assert set(table(PLANNER, nodes=nodes).targets) == {"planner"}
-    both = table(PLANNER, nodes=nodes, aliases_from_roles=True, health={URL: Health()})
+    both = table(PLANNER, nodes=nodes, aliases_from_roles=True, health={ALIAS: Health()})
     assert set(both.targets) == {"planner", "critic"}
     assert both.targets[Alias("planner")].role is None  # what models says goes first
     assert both.targets[Alias("critic")].usable

@@ -4,6 +4,7 @@ import pytest
 
 from rolemesh.gateway.routing_table import Candidate, CandidateKey, Warmth
 from rolemesh.gateway.selection import COMPARED, Load, may_wait, select_candidate
+from rolemesh.names import Alias
 from tests.gateway.builders import candidate, target
 
 A, B, C = candidate("a"), candidate("b"), candidate("c")
@@ -19,7 +20,7 @@ def select(
     rotation: int = 0,
 ) -> str:
     """Return the name of the one selected, "" for none."""
-    load = Load(in_flight=in_flight or {}, full=full)
+    load = Load(in_flight=in_flight or {}, by_alias={}, full=full)
     chosen = select_candidate(
         target(*candidates), load, cost=cost, failed=failed, rotation=rotation
     )
@@ -114,6 +115,22 @@ def test_in_a_large_mesh_only_so_many_are_compared_and_all_have_their_turn() -> 
 
 def test_one_node_may_offer_two_models_and_each_counts_for_itself() -> None:
     first, second = candidate("a", "m1"), candidate("a", "m2", preference=1)
-    load = Load(in_flight={first.key: 1})
+    load = Load(by_alias={}, in_flight={first.key: 1})
     chosen = select_candidate(target(first, second), load, cost=1, failed=frozenset(), rotation=0)
     assert chosen is second
+
+
+@pytest.mark.parametrize(
+    ("reserved", "used", "cost", "takes"),
+    [
+        (1, 0, 9, True),  # alone it takes any request, reservation or not
+        (1, 2, 1, True),
+        (1, 3, 1, False),
+        (4, 0, 1, False),
+    ],
+)
+def test_slots_that_are_reserved_for_another_alias_are_left_free(
+    reserved: int, used: int, cost: int, takes: bool
+) -> None:
+    only = candidate("a", slots=4, reserved=((Alias("planner"), reserved),))
+    assert select(only, in_flight={only.counted_as: used}, cost=cost) == ("a" if takes else "")
