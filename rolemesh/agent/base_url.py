@@ -3,11 +3,20 @@
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rolemesh.address import UpstreamAddress
 from rolemesh.errors import ConnectFailed
 from rolemesh.runtime.listeners import is_loopback
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listening:
+    """What the agent really listens on, and how it is spoken to there: `http` or `https`."""
+
+    hosts: tuple[str, ...]
+    port: int
+    scheme: str = "http"
 
 
 async def find_local_address(gateway: UpstreamAddress) -> str:
@@ -28,19 +37,21 @@ async def find_local_address(gateway: UpstreamAddress) -> str:
     return local
 
 
-def choose_base_url(hosts: Sequence[str], port: int, local_address: str) -> str:
-    """Return the URL to advertise: `hosts` are listened on, `local_address` faces the gateway.
+def choose_base_url(listening: Listening, local_address: str) -> str:
+    """Return the URL to advertise to a gateway that `local_address` faces.
 
     The facing address if it is listened on, else the first that is, so that an address given in
     `listen.host` is never replaced by one where nobody listens.
     """
+    hosts = listening.hosts
     if local_address in hosts or any(map(_is_wildcard, hosts)):
         chosen = local_address
     elif is_loopback(local_address):
         chosen = next((host for host in hosts if is_loopback(host)), hosts[0])
     else:
         chosen = next((host for host in hosts if not is_loopback(host)), hosts[0])
-    return f"http://[{chosen}]:{port}" if ":" in chosen else f"http://{chosen}:{port}"
+    host = f"[{chosen}]" if ":" in chosen else chosen
+    return f"{listening.scheme}://{host}:{listening.port}"
 
 
 def _is_wildcard(host: str) -> bool:

@@ -119,25 +119,29 @@ class Fleet:
 
     # -- what requests and operators want --------------------------------------------------
 
-    async def lease(self, model_id: ModelId, *, cost: int, wait_s: float) -> Lease:
-        """Hold slots of a ready instance of the model, loading it first where needed.
+    async def lease(
+        self, model_id: ModelId, *, cost: int, wait_s: float, prefer: InstanceName | None = None
+    ) -> Lease:
+        """Hold slots of a ready instance, `prefer` if that can, loading the model where needed.
 
         Raises UnknownAlias for a model not configured; SlotsBusy at once when it is loaded but no
         slot is free; Unavailable when it is not ready within `wait_s`, cannot be, or its load
         failed. All who wait for a model join one load.
         """
         await self._until_ready(model_id, wait_s)
-        lease = self.lease_now(model_id, cost=cost)
+        lease = self.lease_now(model_id, cost=cost, prefer=prefer)
         assert lease is not None
         return lease
 
-    def lease_now(self, model_id: ModelId, *, cost: int) -> Lease | None:
+    def lease_now(
+        self, model_id: ModelId, *, cost: int, prefer: InstanceName | None = None
+    ) -> Lease | None:
         """Do as `lease` does if the model is ready; None if it has to be waited for."""
         chosen, is_ready = None, False
         for managed in self._managed.values():
             if managed.serves(model_id):
                 is_ready = True
-                if managed.slots.fits(cost) and (chosen is None or managed.is_freer_than(chosen)):
+                if managed.slots.fits(cost) and managed.suits_better_than(chosen, prefer):
                     chosen = managed
         if not is_ready:
             return None

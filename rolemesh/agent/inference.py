@@ -2,46 +2,58 @@
 
 import asyncio
 import contextlib
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from http import HTTPStatus
-from math import inf, nan
+from math import inf
 from typing import Final
 
 from rolemesh.address import UpstreamAddress
 from rolemesh.agent.access import AgentAccess
+from rolemesh.agent.batches import BATCHED_PATHS, ROUNDS, BatchError, Batches, in_batches
 from rolemesh.agent.fleet import Fleet
 from rolemesh.agent.instance_files import InstanceFiles
+from rolemesh.agent.request_headers import (
+    BOUNDS,
+    INSTANCE_FIELD,
+    LOAD_WAIT_FIELD,
+    load_wait_s,
+    reply_fields,
+    reply_lines,
+    request_lines,
+)
 from rolemesh.agent.slots import Lease
-from rolemesh.agent.streaming import streamed
+from rolemesh.agent.streaming import Streamed, streamed
 from rolemesh.config.settings import Timeouts
 from rolemesh.errors import BadRequest, ConnectFailed, UpstreamBroke
 from rolemesh.names import InstanceName, ModelId, NodeId
 from rolemesh.relay.attempt import attempt, request_head
+from rolemesh.relay.choices import ChoicesAssembly
 from rolemesh.relay.client import ClientStream, InboundRequest
 from rolemesh.relay.collect import Collection
 from rolemesh.relay.edit import RequestBody
 from rolemesh.relay.exchange import Ended, Exchange
-from rolemesh.relay.headers import encode_fields
 from rolemesh.relay.job import Job
 from rolemesh.relay.members import Buffer
-from rolemesh.relay.paths import INFERENCE_PATHS
-from rolemesh.relay.replies import Reply
+from rolemesh.relay.paths import InferencePath, path_at
+from rolemesh.relay.replies import JSON_TYPE, Reply
 from rolemesh.relay.upstream import UpstreamPool
 from rolemesh.runtime.keys import ANYONE, Principal
 from rolemesh.runtime.log import quoted
 from rolemesh.runtime.request_log import Labels, RequestLog, labels
 
-BOUNDS: Final = Timeouts()
-"""What bounds direct clients. A gateway brings its own and leaves when they are over."""
-
 CRASH_NOTICE_S: Final = 2.0
 """How long the end of a llama-server may take to become known, from the first failure on."""
 
-LOAD_WAIT_FIELD: Final = "x-rolemesh-load-wait"
+_AS_IT_COMES: Final = partial(Collection, assembly=ChoicesAssembly)
+"""Takes in an answer that is no stream."""
 
 
 class Inference:
-    """What every inference request of the node uses; calling it makes the job of one."""
+    """What every inference request of the node uses; calling it makes the job of one.
+
+    `paths` may be replaced at any time.
+    """
 
     def __init__(
         self,
@@ -51,6 +63,7 @@ class Inference:
         files: InstanceFiles,
         pool: UpstreamPool,
         access: AgentAccess,
+        paths: Mapping[str, InferencePath],
         bounds: Timeouts = BOUNDS,
     ) -> None:
         self.clock = asyncio.get_running_loop().time
@@ -58,6 +71,7 @@ class Inference:
         self.fleet = fleet
         self.pool = pool
         self.access = access
+        self.paths = paths
         self.log = RequestLog("rolemesh.agent.inference")
         self.bounds_of_clients = bounds
         self.bounds_of_gateways = Timeouts(
@@ -74,7 +88,8 @@ class Inference:
         """Return where an instance listens."""
         address = self._addresses.get(instance)
         if address is None:
-            address = UpstreamAddress.unix(str(self._files.socket(instance)))
+            called = f"llama-server {instance} of {self.node_id}"
+            address = UpstreamAddress.unix(str(self._files.socket(instance)), called=called)
             self._addresses[instance] = address
         return address
 
@@ -85,10 +100,11 @@ class InferenceJob(Job):
     _principal: Principal = ANYONE
     _model_id: ModelId | None = None
     _instance: InstanceName | None = None
+    _prefer: InstanceName | None = None
     _lease: Lease | None = None
     _ready_at: float | None = None
     _first_byte_at = 0.0
-    _as_stream: bytes | None = None
+    _as_stream: Streamed | None = None
     _is_failure = False
 
     def __init__(self, node: Inference, request: InboundRequest, client: ClientStream) -> None:
@@ -105,13 +121,17 @@ class InferenceJob(Job):
         body = RequestBody.parse(request.body)
         model_id = self._model_id = _named_model(body)
         access.check_model(principal, model_id)
-        self._path = INFERENCE_PATHS[request.path]
-        self._cost = body.slots(self._path.prompts_key)
+        self._path = path_at(node.paths, request.path)
+        self._cost = self._path.cost(body)
         self._as_stream = streamed(self._path.upstream_path, body)
-        self._wait_s = _load_wait_s(request.fields.get(LOAD_WAIT_FIELD))
+        self._wait_s = load_wait_s(request.fields.get(LOAD_WAIT_FIELD))
+        if INSTANCE_FIELD in request.fields:
+            self._prefer = InstanceName(request.fields[INSTANCE_FIELD])
         by_gateway = access.is_gateway(principal)
         self._bounds = node.bounds_of_gateways if by_gateway else node.bounds_of_clients
-        lease = node.fleet.lease_now(model_id, cost=self._cost)
+        if self._cost > ROUNDS and self._path.upstream_path in BATCHED_PATHS:
+            return None  # it may take several attempts
+        lease = node.fleet.lease_now(model_id, cost=self._cost, prefer=self._prefer)
         if lease is None:
             return None
         connection = node.pool.take_idle(node.address(lease.instance))
@@ -125,7 +145,7 @@ class InferenceJob(Job):
             self.client,
             timeouts=self._bounds,
             deadline=self._deadline(),
-            added=_reply_lines(node.node_id, lease.instance, model_id),
+            added=reply_lines(node.node_id, lease.instance, model_id),
             on_over=self.exchange_over,
         )
         exchange.begin(*self._outbound(connection.address))
@@ -156,7 +176,9 @@ class InferenceJob(Job):
         assert model_id is not None
         give_up_at = inf
         while True:
-            lease = await node.fleet.lease(model_id, cost=self._cost, wait_s=self._wait_s)
+            lease = await node.fleet.lease(
+                model_id, cost=self._cost, wait_s=self._wait_s, prefer=self._prefer
+            )
             with lease:
                 self._hold(lease)
                 now = node.clock()
@@ -173,18 +195,46 @@ class InferenceJob(Job):
                 await node.fleet.until_change(CRASH_NOTICE_S)
 
     async def _attempt(self, lease: Lease) -> tuple[Ended, float]:
+        batches = self._batches()
+        if batches is not None and batches.is_worth_it(lease.slots):
+            return await self._attempt_in_batches(lease, batches)
+        return await self._ask(lease, self._kind)
+
+    async def _attempt_in_batches(self, lease: Lease, batches: Batches) -> tuple[Ended, float]:
+        first_byte_at = 0.0
+        for body in batches.bodies(lease.slots):
+            ended, first_byte_at = await self._ask(lease, _AS_IT_COMES, body)
+            if not isinstance(ended, Reply) or ended.status != HTTPStatus.OK:
+                return ended, first_byte_at
+            try:
+                batches.add(ended.body)
+            except BatchError as err:
+                name = str(lease.instance)
+                return UpstreamBroke(f"{name}: {err}", upstream=name), first_byte_at
+            if batches.is_too_large:
+                return await self._ask(lease, self._kind)
+        return Reply(status=HTTPStatus.OK, body=batches.whole(), fields=(JSON_TYPE,)), first_byte_at
+
+    async def _ask(
+        self, lease: Lease, kind: Callable[..., Exchange], body: Buffer | None = None
+    ) -> tuple[Ended, float]:
         node = self._node
         address = node.address(lease.instance)
         return await attempt(
             node.pool,
             address,
             self.client,
-            self._outbound(address),
+            self._outbound(address, body),
             timeouts=self._bounds,
             deadline=self._deadline(),
-            added=_reply_lines(node.node_id, lease.instance, lease.model_id),
-            kind=self._kind,
+            added=reply_lines(node.node_id, lease.instance, lease.model_id),
+            kind=kind,
         )
+
+    def _batches(self) -> Batches | None:
+        if self._cost <= ROUNDS:
+            return None
+        return in_batches(self._path.upstream_path, RequestBody.parse(self.request.body))
 
     # --------------------------------------------------------------------------------------
 
@@ -195,7 +245,7 @@ class InferenceJob(Job):
             self._is_failure = ended.status >= HTTPStatus.INTERNAL_SERVER_ERROR
             node, instance = self._node.node_id, self._instance
             assert instance is not None
-            added = _reply_fields(node, instance, self._model_id or ModelId(""))
+            added = reply_fields(node, instance, self._model_id or ModelId(""))
             self.client.send(
                 Reply(status=ended.status, body=ended.body, fields=(*ended.fields, *added))
             )
@@ -203,16 +253,20 @@ class InferenceJob(Job):
             raise ended
         return True
 
-    def _outbound(self, address: UpstreamAddress) -> tuple[bytes, Buffer]:
+    def _outbound(
+        self, address: UpstreamAddress, body: Buffer | None = None
+    ) -> tuple[bytes, Buffer]:
         request = self.request
-        body = request.body if self._as_stream is None else self._as_stream
-        lines = _request_lines(request.fields.get("accept") or "*/*")
+        if body is None:
+            body = request.body if self._as_stream is None else self._as_stream.body
+        lines = request_lines(request.fields.get("accept") or "*/*")
         head = request_head(address, self._path.upstream_path, lines, request.request_id, body)
         return head, body
 
     @property
-    def _kind(self) -> type[Exchange]:
-        return Exchange if self._as_stream is None else Collection
+    def _kind(self) -> Callable[..., Exchange]:
+        asked = self._as_stream
+        return Exchange if asked is None else partial(Collection, assembly=asked.assembly)
 
     def _deadline(self) -> float:
         return self.request.received_at + self._bounds.total_s
@@ -256,41 +310,6 @@ def _named_model(body: RequestBody) -> ModelId:
         msg = "the request names no model; a node serves models by their model_id"
         raise BadRequest(msg, param="model")
     return ModelId(body.model)
-
-
-@lru_cache(maxsize=256)
-def _load_wait_s(text: str | None) -> float:
-    """Return how long the request may wait for its model, as the gateway says, but not for ever."""
-    if text is None:
-        return BOUNDS.load_wait_s
-    try:
-        wait_s = float(text)
-    except ValueError:
-        wait_s = nan
-    if not wait_s >= 0:
-        msg = f"X-RoleMesh-Load-Wait: expected seconds, found {text!r}"
-        raise BadRequest(msg)
-    return min(wait_s, BOUNDS.total_s)
-
-
-@lru_cache(maxsize=256)
-def _request_lines(accept: str) -> bytes:
-    return encode_fields((("Content-Type", "application/json"), ("Accept", accept)))
-
-
-def _reply_fields(
-    node: NodeId, instance: InstanceName, model_id: ModelId
-) -> tuple[tuple[str, str], ...]:
-    return (
-        ("X-RoleMesh-Node", node),
-        ("X-RoleMesh-Instance", instance),
-        ("X-RoleMesh-Model", model_id),
-    )
-
-
-@lru_cache(maxsize=256)
-def _reply_lines(node: NodeId, instance: InstanceName, model_id: ModelId) -> bytes:
-    return encode_fields(_reply_fields(node, instance, model_id))
 
 
 @lru_cache(maxsize=1024)

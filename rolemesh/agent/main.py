@@ -10,7 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from rolemesh.address import UpstreamAddress
 from rolemesh.agent.access import AgentAccess
+from rolemesh.agent.base_url import Listening
 from rolemesh.agent.directory_lock import hold_directory
 from rolemesh.agent.fleet import Fleet
 from rolemesh.agent.gpu_numbers import GpuNumbersFile
@@ -26,11 +28,11 @@ from rolemesh.agent.token import load_token
 from rolemesh.agent.unit_host import UnitHost, choose_unit_host
 from rolemesh.config import cli
 from rolemesh.config.dropins import ConfigSource
-from rolemesh.config.settings import NodeSettings
+from rolemesh.config.settings import ClientTls, GatewayLink, NodeSettings, ServerTls
 from rolemesh.config.store import ConfigStore, node_store
 from rolemesh.relay.application import open_application
 from rolemesh.relay.inbound import InboundServer
-from rolemesh.relay.paths import INFERENCE_PATHS
+from rolemesh.relay.paths import inference_paths
 from rolemesh.relay.serving import accepting
 from rolemesh.relay.upstream import UpstreamPool
 from rolemesh.runtime.daemon import Lifecycle, refusal_log, run_daemon
@@ -39,6 +41,7 @@ from rolemesh.runtime.listeners import Listeners
 from rolemesh.runtime.log import log_warnings
 from rolemesh.runtime.state import require_directory
 from rolemesh.runtime.tasks import TaskScope
+from rolemesh.runtime.tls import TlsContexts
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +78,7 @@ class Agent:
         self._lifecycle = lifecycle
         self._store = store
         self._listeners = Listeners(lifecycle.notifier, take_passed_sockets(os.environ))
+        self._tls = TlsContexts().renewed(_tls_settings(store.settings))
         self._boot_id = secrets.token_hex(8)
         self._token = load_token(state_directory)
         self._state_directory = state_directory
@@ -127,8 +131,7 @@ class Agent:
 
     async def _build(self, fleet: Fleet, scope: TaskScope) -> None:
         settings = self._store.settings
-        hosts, port = settings.listen.host, self._listeners.port
-        self._access = AgentAccess(settings, token=self._token, hosts=hosts)
+        self._access = AgentAccess(settings, token=self._token, hosts=settings.listen.host)
         self._node = Node(
             settings=settings,
             fleet=fleet,
@@ -136,8 +139,8 @@ class Agent:
         )
         self._reporters = Reporters(
             scope=scope,
-            hosts=hosts,
-            port=port,
+            listening=self._listening(settings),
+            locate=self._locate,
             build_report=lambda base_url: build_report(
                 self._node.view(), base_url=base_url, boot_id=self._boot_id, token=self._token
             ),
@@ -146,33 +149,39 @@ class Agent:
 
     async def _serve(self, fleet: Fleet, scope: TaskScope) -> None:
         settings, pool = self._store.settings, UpstreamPool()
-        inference = Inference(
+        inference = self._inference = Inference(
             node_id=settings.node_id,
             fleet=fleet,
             files=self._files,
             pool=pool,
             access=self._access,
+            paths=inference_paths(settings.paths),
         )
         api = NodeApi(
             access=self._access,
             fleet=fleet,
             view=self._node.view,
+            history=inference.log.history,
             started_at=int(datetime.now(UTC).timestamp()),
         )
         async with open_application(
-            api.routes(), max_body_bytes=OPERATOR_BODY_BYTES
+            api.routes(),
+            max_body_bytes=OPERATOR_BODY_BYTES,
+            admit=lambda peer, _path, field: self._access.identify(peer, field),
+            paths=lambda: inference.paths,
         ) as application:
             self._inbound = InboundServer(
                 make_job=inference,
                 admit=self._access.identify,
-                paths=INFERENCE_PATHS,
+                paths=inference.paths,
                 other=application,
                 limits=settings.limits,
                 scope=scope,
             )
             # Before anybody is let in: clients may wait in a listener that outlived the last agent.
             self._node.start()
-            async with accepting(self._listeners.sockets, self._inbound) as self._accepting:
+            tls = self._tls.server(settings.listen.tls)
+            async with accepting(self._listeners.sockets, self._inbound, tls) as self._accepting:
                 await self._live(scope)
             await self._inbound.drain(self._store.settings.limits.drain_s)
         fleet.end()
@@ -195,24 +204,45 @@ class Agent:
         self._reporters.node_changed()
 
     async def _reload(self) -> None:
-        self._store.reload(prepare=lambda settings: self._listeners.change(settings.listen))
-        await self._accepting.follow(self._listeners.sockets)
+        settings = self._store.reload(prepare=self._prepare).settings
+        tls = self._tls.server(settings.listen.tls)
+        await self._accepting.follow(self._listeners.sockets, tls)
+        self._reporters.apply(settings)  # certificates may have changed, and nothing else
         log_warnings(self._store.loaded.warnings)
         # The fleet follows at once; what the new settings name is looked at before READY.
         self._node.observed(await self._host_watch.observe(self._store.settings))
         logger.info("reloaded: %s", self._status())
 
+    def _prepare(self, settings: NodeSettings) -> None:
+        """Do what may fail with new settings; raises ConfigError and changes nothing."""
+        tls = self._tls.renewed(_tls_settings(settings))
+        self._listeners.change(settings.listen)
+        self._tls = tls
+
+    def _locate(self, link: GatewayLink) -> UpstreamAddress:
+        return self._tls.secured(UpstreamAddress.parse_url(link.url), link.tls)
+
+    def _listening(self, settings: NodeSettings) -> Listening:
+        listen = settings.listen
+        scheme = "http" if listen.tls is None else "https"
+        return Listening(hosts=listen.host, port=self._listeners.port, scheme=scheme)
+
     def _settings_changed(self, _old: NodeSettings, new: NodeSettings) -> None:
         self._access.listens_on(new.listen.host)
         self._access.replace(new)
-        self._reporters.listens_on(new.listen.host, self._listeners.port)
+        self._reporters.listens_on(self._listening(new))
         self._inbound.limits = new.limits
+        self._inference.paths = self._inbound.paths = inference_paths(new.paths)
         self._node.settings_changed(new)
         self._reporters.apply(new)
 
     def _status(self) -> str:
         """Return the one-line STATUS."""
         return status_line(self._node.view(), self._reporters.summary())
+
+
+def _tls_settings(settings: NodeSettings) -> tuple[ServerTls | ClientTls | None, ...]:
+    return (settings.listen.tls, *(link.tls for link in settings.gateways))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from rolemesh.agent.instance import Instance, InstanceState
 from rolemesh.agent.placement import PlacementView
 from rolemesh.agent.slots import Slots
 from rolemesh.agent.unit_control import UnitStatus
-from rolemesh.names import ModelId
+from rolemesh.names import InstanceName, ModelId
 
 
 class ManagedInstance:
@@ -39,8 +39,14 @@ class ManagedInstance:
         """Tell whether requests for the model can be sent there now."""
         return self.state is InstanceState.READY and self.instance.model_id == model_id
 
-    def is_freer_than(self, other: "ManagedInstance") -> bool:
-        """Tell whether more slots are free here than there."""
+    def suits_better_than(
+        self, other: "ManagedInstance | None", preferred: InstanceName | None
+    ) -> bool:
+        """Tell whether this is the preferred one, or, if neither is, more slots are free here."""
+        if other is None:
+            return True
+        if preferred is not None and preferred in (self.desired.name, other.desired.name):
+            return self.desired.name == preferred
         mine, theirs = self.slots, other.slots
         return mine.total - mine.held > theirs.total - theirs.held
 

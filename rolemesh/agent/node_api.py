@@ -1,4 +1,4 @@
-"""What an agent answers besides inference: which models there are, what the node has, load, unload."""
+"""What an agent answers besides inference: models, inventory, load, unload, what requests came to."""
 
 import math
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from rolemesh.agent.report import NodeView, inventory_json, report_models, what_
 from rolemesh.config.settings import Timeouts
 from rolemesh.errors import BadRequest, Unavailable, UnknownAlias
 from rolemesh.names import ModelId
-from rolemesh.relay.application import peer_of, refuse_method, route
-from rolemesh.relay.paths import INFERENCE_PATHS
+from rolemesh.relay.application import peer_of, route
 from rolemesh.relay.replies import Reply, json_reply
+from rolemesh.runtime.request_history import RequestHistory
 from rolemesh.wire import ModelReport
 
 _DEFAULTS: Final = Timeouts()
@@ -32,24 +32,26 @@ class NodeApi:
         access: AgentAccess,
         fleet: Fleet,
         view: Callable[[], NodeView],
+        history: RequestHistory,
         started_at: int,
     ) -> None:
+        self._history = history
         self._access = access
         self._fleet = fleet
         self._view = view
         self._started_at = started_at
 
     def routes(self) -> list[web.RouteDef]:
-        """Return every path of the agent; inference paths only to say which method they take."""
+        """Return every path of the agent but the inference paths."""
         return [
             route("GET", "/health", self.get_health),
             route("GET", "/ready", self.get_ready),
             route("GET", "/v1/models", self.get_models),
             route("GET", "/v1/models/{model_id:.+}", self.get_model),
             route("GET", "/v1/node", self.get_node),
+            route("GET", "/v1/node/requests/{request_id}", self.get_request),
             route("POST", f"{_MODEL}/load", self.post_load),
             route("POST", f"{_MODEL}/unload", self.post_unload),
-            *(refuse_method(path, allowed="POST") for path in INFERENCE_PATHS),
         ]
 
     async def get_health(self, _request: web.Request) -> Reply:
@@ -107,6 +109,13 @@ class NodeApi:
                 "missing": list(what_is_missing(view)),
             }
         )
+
+    async def get_request(self, request: web.Request) -> Reply:
+        """Tell what became of the last requests with an id; none are remembered for long."""
+        self._identify(request)
+        request_id = request.match_info["request_id"]
+        records = self._history.find(request_id)
+        return json_reply({"request_id": request_id, "records": records})
 
     async def post_load(self, request: web.Request) -> Reply:
         """Load a model and answer once it is ready, or after `?wait_s=`."""

@@ -15,7 +15,7 @@ from rolemesh.agent.host_watch import HostObservation
 from rolemesh.agent.instance import InstanceState
 from rolemesh.agent.placement import Refused, place_model
 from rolemesh.config.settings import ModelSettings, NodeSettings
-from rolemesh.wire import ModelReport, ModelState, NodeReport
+from rolemesh.wire import InstanceReport, ModelReport, ModelState, NodeReport
 
 _PERCENT: Final = re.compile(r"\b([0-9]{1,3}) ?%")
 _ON_ITS_WAY: Final = frozenset({InstanceState.STARTING, InstanceState.LOADING})
@@ -54,6 +54,14 @@ def _report_model(model: ModelSettings, view: NodeView) -> ModelReport:
         slots=slots,
         slots_free=max(0, slots - held),
         progress=_progress(instances) if state is ModelState.LOADING else None,
+        instances=tuple(
+            InstanceReport(
+                name=each.view.name,
+                slots=each.slots,
+                slots_free=max(0, each.slots - each.slots_held),
+            )
+            for each in ready
+        ),
     )
 
 

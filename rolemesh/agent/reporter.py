@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Any, Final
 
 from rolemesh.address import UpstreamAddress
-from rolemesh.agent.base_url import choose_base_url, find_local_address
+from rolemesh.agent.base_url import Listening, choose_base_url, find_local_address
 from rolemesh.config.settings import GatewayLink, NodeSettings
 from rolemesh.errors import UpstreamBroke, UpstreamError
 from rolemesh.relay.fetch import FetchReply, fetch
@@ -60,21 +60,20 @@ class Reporter:
         self,
         *,
         link: GatewayLink,
+        gateway: UpstreamAddress,
         settings: NodeSettings,
-        hosts: tuple[str, ...],
-        port: int,
+        listening: Listening,
         build_report: BuildReport,
         on_link_change: Callable[[], None],
     ) -> None:
-        """`hosts` and `port` are what is really listened on."""
+        """`gateway` is where the link leads; it may be replaced by what verifies it otherwise."""
         self.link = link
+        self.gateway = gateway
         self.state = LinkState.UNTRIED
         self.problem = ""
-        self._gateway = UpstreamAddress.parse_url(link.url)
         self._node_path = f"/v1/nodes/{settings.node_id}"
         self._advertise_url = settings.advertise_url
-        self._hosts = hosts
-        self._port = port
+        self._listening = listening
         self._build_report = build_report
         self._on_link_change = on_link_change
         self._interval_s = INTERVAL_S
@@ -82,9 +81,9 @@ class Reporter:
         self._registered_as = ""
         self._told: tuple[ModelReport, ...] = ()
 
-    def listens_on(self, hosts: tuple[str, ...], port: int) -> None:
+    def listens_on(self, listening: Listening) -> None:
         """Follow other addresses listened on, and tell the gateway soon."""
-        self._hosts, self._port = hosts, port
+        self._listening = listening
         self._told = ()
         self._changed.set()
 
@@ -122,7 +121,7 @@ class Reporter:
 
     async def _report(self) -> None:
         base_url = self._advertise_url or choose_base_url(
-            self._hosts, self._port, await find_local_address(self._gateway)
+            self._listening, await find_local_address(self.gateway)
         )
         if base_url != self._registered_as or not await self._beat(base_url):
             await self._register(base_url)
@@ -178,7 +177,7 @@ class Reporter:
         key = self.link.api_key
         authorization = (("Authorization", f"Bearer {key}"),) if key else ()
         reply = await fetch(
-            self._gateway,
+            self.gateway,
             method,
             path,
             body=None if tree is None else json.dumps(tree).encode(),
@@ -212,7 +211,7 @@ class Reporter:
 
 def _what_routing_sees(report: NodeReport) -> tuple[ModelReport, ...]:
     """Return what is worth an early heartbeat; free slots and progress can wait for the next."""
-    return tuple(replace(model, slots_free=None, progress=None) for model in report.models)
+    return tuple(replace(model.without_free_slots(), progress=None) for model in report.models)
 
 
 def _refusal_text(reply: FetchReply) -> str:

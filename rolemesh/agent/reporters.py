@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Callable
 
+from rolemesh.address import UpstreamAddress
+from rolemesh.agent.base_url import Listening
 from rolemesh.agent.reporter import BuildReport, LinkState, Reporter
 from rolemesh.config.settings import GatewayLink, NodeSettings
 from rolemesh.runtime.tasks import TaskScope
@@ -15,24 +17,25 @@ class Reporters:
         self,
         *,
         scope: TaskScope,
-        hosts: tuple[str, ...],
-        port: int,
+        listening: Listening,
+        locate: Callable[[GatewayLink], UpstreamAddress],
         build_report: BuildReport,
         on_link_change: Callable[[], None],
     ) -> None:
+        """`locate` says where a link leads, and what verifies it now."""
         self._scope = scope
-        self._hosts = hosts
-        self._port = port
+        self._listening = listening
+        self._locate = locate
         self._build_report = build_report
         self._on_link_change = on_link_change
         self._links: dict[GatewayLink, tuple[Reporter, asyncio.Task[None]]] = {}
 
-    def listens_on(self, hosts: tuple[str, ...], port: int) -> None:
+    def listens_on(self, listening: Listening) -> None:
         """Follow other addresses listened on, which gateways are to use from now on."""
-        if (hosts, port) != (self._hosts, self._port):
-            self._hosts, self._port = hosts, port
+        if listening != self._listening:
+            self._listening = listening
             for reporter, _ in self._links.values():
-                reporter.listens_on(hosts, port)
+                reporter.listens_on(listening)
 
     def apply(self, settings: NodeSettings) -> None:
         """Report to the gateways of `settings`, and to no others any more."""
@@ -40,7 +43,9 @@ class Reporters:
             if link not in settings.gateways:
                 _ = self._scope.start(self._end(link), name=f"leave {link.url}")
         for link in settings.gateways:
-            if link not in self._links:
+            if link in self._links:
+                self._links[link][0].gateway = self._locate(link)
+            else:
                 self._begin(link, settings)
 
     def node_changed(self) -> None:
@@ -67,9 +72,9 @@ class Reporters:
     def _begin(self, link: GatewayLink, settings: NodeSettings) -> None:
         reporter = Reporter(
             link=link,
+            gateway=self._locate(link),
             settings=settings,
-            hosts=self._hosts,
-            port=self._port,
+            listening=self._listening,
             build_report=self._build_report,
             on_link_change=self._on_link_change,
         )

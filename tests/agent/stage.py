@@ -11,16 +11,17 @@ from rolemesh.agent.desired import DesiredInstance
 from rolemesh.agent.fleet import Fleet
 from rolemesh.agent.host import read_host
 from rolemesh.agent.host_watch import HostObservation
-from rolemesh.agent.inference import BOUNDS, Inference
+from rolemesh.agent.inference import Inference
 from rolemesh.agent.instance_files import InstanceFiles
 from rolemesh.agent.model_check import ModelProblems
 from rolemesh.agent.node_api import NodeApi
 from rolemesh.agent.report import NodeView
+from rolemesh.agent.request_headers import BOUNDS
 from rolemesh.config.settings import Limits, Listen, NodeSettings, Timeouts
 from rolemesh.names import InstanceName
 from rolemesh.relay.application import open_application
 from rolemesh.relay.inbound import InboundServer
-from rolemesh.relay.paths import INFERENCE_PATHS
+from rolemesh.relay.paths import inference_paths
 from rolemesh.relay.serving import accepting
 from rolemesh.relay.upstream import UpstreamPool
 from rolemesh.runtime.listeners import bind
@@ -72,14 +73,23 @@ async def open_agent(
             files=files,
             pool=pool,
             access=access,
+            paths=inference_paths(settings.paths),
             bounds=bounds,
         )
-        api = NodeApi(access=access, fleet=stage.fleet, view=stage.view, started_at=1)
-        async with open_application(api.routes(), max_body_bytes=1 << 16) as application:
+        api = NodeApi(
+            access=access,
+            fleet=stage.fleet,
+            view=stage.view,
+            history=inference.log.history,
+            started_at=1,
+        )
+        async with open_application(
+            api.routes(), max_body_bytes=1 << 16, admit=lambda *_: None
+        ) as application:
             inbound = InboundServer(
                 make_job=inference,
                 admit=lambda peer, field: None,
-                paths=INFERENCE_PATHS,
+                paths=inference.paths,
                 other=application,
                 limits=Limits(),
                 scope=scope,

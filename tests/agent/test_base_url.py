@@ -3,7 +3,7 @@
 import pytest
 
 from rolemesh.address import UpstreamAddress
-from rolemesh.agent.base_url import choose_base_url, find_local_address
+from rolemesh.agent.base_url import Listening, choose_base_url, find_local_address
 from rolemesh.errors import ConnectFailed
 
 
@@ -27,7 +27,12 @@ from rolemesh.errors import ConnectFailed
 def test_the_url_is_one_that_is_listened_on(
     hosts: tuple[str, ...], facing: str, expected: str
 ) -> None:
-    assert choose_base_url(hosts, 8100, facing) == expected
+    assert choose_base_url(Listening(hosts=hosts, port=8100), facing) == expected
+
+
+def test_an_agent_that_serves_https_advertises_it() -> None:
+    listening = Listening(hosts=("::1",), port=8100, scheme="https")
+    assert choose_base_url(listening, "::1") == "https://[::1]:8100"
 
 
 async def test_the_address_that_faces_a_local_gateway_is_loopback() -> None:

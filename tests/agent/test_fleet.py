@@ -1,6 +1,7 @@
 """The fleet, with units that do what the test says."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Coroutine, Generator
 from dataclasses import replace
 from pathlib import Path
@@ -66,8 +67,15 @@ class Stage:
         self.fleet.start(instances)
         return self
 
-    async def lease(self, name: str, *, cost: int = 1, wait_s: float = 5.0) -> Lease:
-        return await self.fleet.lease(ModelId(name), cost=cost, wait_s=wait_s)
+    async def lease(
+        self,
+        name: str,
+        *,
+        cost: int = 1,
+        wait_s: float = 5.0,
+        prefer: InstanceName | None = None,
+    ) -> Lease:
+        return await self.fleet.lease(ModelId(name), cost=cost, wait_s=wait_s, prefer=prefer)
 
     def ask(self, name: str, **others: Any) -> "Asked":
         """Ask for a lease in a task of its own."""
@@ -326,6 +334,43 @@ async def test_a_second_instance_with_free_slots_is_used(stage: Stage) -> None:
         assert {first.instance, second.instance} == {GPU0, GPU1}
         with pytest.raises(SlotsBusy):
             await stage.lease("a")
+
+
+@pytest.mark.parametrize("preferred", [GPU0, GPU1])
+async def test_the_preferred_instance_is_taken_while_it_has_a_slot(
+    stage: Stage, preferred: InstanceName
+) -> None:
+    other = {GPU0: GPU1, GPU1: GPU0}[preferred]
+    stage.open(node_settings(model("a", parallel=2)), desired("gpu0", "a"), desired("gpu1", "a"))
+    await stage.becomes("ready", "gpu0")
+    await stage.becomes("ready", "gpu1")
+    with contextlib.ExitStack() as held:
+        chosen = [
+            held.enter_context(await stage.lease("a", prefer=preferred)).instance for _ in range(3)
+        ]
+    assert chosen == [preferred, preferred, other]
+    with await stage.lease("a", prefer=preferred), await stage.lease("a", prefer=other) as lease:
+        assert lease.instance == other
+
+
+async def test_a_preferred_instance_without_room_for_the_whole_request_is_not_taken(
+    stage: Stage,
+) -> None:
+    stage.open(node_settings(model("a", parallel=2)), desired("gpu0", "a"), desired("gpu1", "a"))
+    await stage.becomes("ready", "gpu0")
+    await stage.becomes("ready", "gpu1")
+    with await stage.lease("a", prefer=GPU0), await stage.lease("a", cost=2, prefer=GPU0) as lease:
+        assert lease.instance == GPU1
+
+
+async def test_a_preferred_instance_that_is_not_there_or_not_ready_changes_nothing(
+    stage: Stage,
+) -> None:
+    stage.open(node_settings("a"), desired("gpu0", "a"), desired("gpu1"))
+    await stage.becomes("ready")
+    for name in (GPU1, InstanceName("gpu9")):
+        with await stage.lease("a", prefer=name) as lease:
+            assert lease.instance == GPU0
 
 
 # --- what runs already, and what happens to units by themselves -----------------------------

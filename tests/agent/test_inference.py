@@ -108,6 +108,117 @@ async def test_a_full_model_answers_slots_busy_and_slots_come_back(short_path: P
         assert (await ask(stage))[0] == 200
 
 
+async def test_what_takes_no_slot_never_waits_for_one(short_path: Path) -> None:
+    async with open_agent(short_path, SETTINGS, GPU0) as stage:
+        # It loads a cold model like any other.
+        assert (await ask(stage, path="/tokenize", content="x"))[0] == 200
+        stage.llama.hold.clear()
+        async with asyncio.TaskGroup() as group:
+            both = group.create_task(ask(stage, n=2))
+            await eventually(lambda: len(stage.llama.requests) == 2, what="all slots taken")
+            counting = group.create_task(ask(stage, path="/v1/messages/count_tokens", messages=[]))
+            await eventually(lambda: len(stage.llama.requests) == 3, what="the other, too")
+            (instance,) = stage.fleet.snapshot().instances
+            assert (instance.slots_held, instance.view.leases) == (2, 2)
+            stage.llama.hold.set()
+        assert (both.result()[0], counting.result()[0]) == (200, 200)
+
+
+async def test_many_texts_are_embedded_a_few_at_a_time(short_path: Path) -> None:
+    async with open_agent(short_path, SETTINGS, GPU0) as stage:
+        one = {"index": 0, "embedding": [0.5]}
+        stage.llama.answer = {"object": "list", "usage": {"total_tokens": 1}, "data": [one]}
+        texts = [str(number) for number in range(20)]
+        status, answer, headers = await ask(stage, path="/v1/embeddings", input=texts)
+        # Two slots take eight texts at once.
+        assert [body["input"] for _, _, body in stage.llama.requests] == [
+            texts[:8],
+            texts[8:16],
+            texts[16:],
+        ]
+        assert (status, answer["usage"]) == (200, {"total_tokens": 3})
+        assert [result["index"] for result in answer["data"]] == [0, 8, 16]
+        assert headers["X-RoleMesh-Instance"] == "gpu0"
+
+
+async def test_no_more_texts_are_asked_for_once_the_client_has_left(short_path: Path) -> None:
+    async with open_agent(short_path, SETTINGS, GPU0) as stage:
+        assert (await ask(stage, path="/tokenize"))[0] == 200
+        stage.llama.hold.clear()
+        async with asyncio.TaskGroup() as group:
+            asking = group.create_task(ask(stage, path="/v1/embeddings", input=["x"] * 100))
+            await eventually(lambda: len(stage.llama.requests) == 2, what="the first texts asked")
+            asking.cancel()
+        await eventually(lambda: stage.llama.left == 1, what="llama-server is left")
+        (instance,) = stage.fleet.snapshot().instances
+        assert (instance.slots_held, len(stage.llama.requests)) == (0, 2)
+
+
+async def test_a_refusal_of_some_texts_is_that_of_all(short_path: Path) -> None:
+    async with open_agent(short_path, SETTINGS, GPU0) as stage:
+        stage.llama.status, stage.llama.answer = 400, {"error": {"message": "no"}}
+        status, answer, _ = await ask(stage, path="/rerank", query="q", documents=["x"] * 100)
+        assert (status, answer) == (400, {"error": {"message": "no"}})
+        assert len(stage.llama.requests) == 1
+
+
+async def test_an_operator_s_own_path_is_asked_of_llama_server(short_path: Path) -> None:
+    settings = replace(SETTINGS, paths={"/infill": 2})
+    async with open_agent(short_path, settings, GPU0) as stage:
+        assert (await ask(stage, path="/infill", input_prefix="x"))[0] == 200
+        ((path, _, body),) = stage.llama.requests
+        assert (path, body) == ("/infill", {"model": "a", "input_prefix": "x"})
+
+
+async def test_a_message_is_assembled_and_its_errors_are_in_anthropic_s_shape(
+    short_path: Path,
+) -> None:
+    async with open_agent(short_path, SETTINGS, GPU0) as stage:
+        stage.llama.events = [
+            {"type": "message_start", "message": {"id": "1", "usage": {"input_tokens": 3}}},
+            {
+                "type": "content_block_delta",
+                "index": 0,
+                "delta": {"type": "text_delta", "text": "Hi"},
+            },
+            {"type": "message_delta", "delta": {}, "usage": {"output_tokens": 1}},
+            {"type": "message_stop"},
+        ]
+        status, answer, _ = await ask(stage, path="/messages", messages=[])
+        assert (status, answer) == (
+            200,
+            {
+                "id": "1",
+                "usage": {"input_tokens": 3, "output_tokens": 1},
+                "content": [{"type": "text", "text": "Hi"}],
+            },
+        )
+        status, answer, _ = await ask(stage, "unknown", path="/v1/messages", messages=[])
+        assert (status, answer["type"], answer["error"]["type"]) == (
+            404,
+            "error",
+            "not_found_error",
+        )
+
+
+async def test_the_instance_that_is_asked_for_answers_if_it_can(short_path: Path) -> None:
+    both = (desired("gpu0", "a"), desired("gpu1", "a"))
+    async with open_agent(short_path, SETTINGS, *both) as stage:
+        stage.llama.hold.clear()
+        async with asyncio.TaskGroup() as group:
+            first = group.create_task(ask(stage, headers={"X-RoleMesh-Instance": "gpu0"}))
+            await eventually(lambda: stage.llama.requests, what="a request is under way")
+            # More slots are free on gpu1 now.
+            second = group.create_task(ask(stage, headers={"X-RoleMesh-Instance": "gpu0"}))
+            await eventually(lambda: len(stage.llama.requests) == 2, what="the other, too")
+            stage.llama.hold.set()
+        for answered in (first, second):
+            status, _, headers = await answered
+            assert (status, headers["X-RoleMesh-Instance"]) == (200, "gpu0")
+        status, _, headers = await ask(stage, headers={"X-RoleMesh-Instance": "no such"})
+        assert (status, headers["X-RoleMesh-Instance"]) == (200, "gpu0")
+
+
 async def test_a_client_that_leaves_frees_its_slot_and_ends_the_generation(
     short_path: Path,
 ) -> None:

@@ -84,6 +84,23 @@ async def test_a_model_is_loaded_and_unloaded_on_demand(short_path: Path) -> Non
         )
 
 
+async def test_it_tells_what_became_of_a_request(short_path: Path) -> None:
+    async with open_agent(short_path, SETTINGS, GPU0) as stage:
+        for model_id, status in (("a", 200), ("c", 404)):
+            body = {"model": model_id, "input": "a"}
+            headers = {"X-Request-Id": "trace-me"}
+            path = "/v1/embeddings"
+            async with stage.http.post(path, json=body, headers=headers) as response:
+                assert response.status == status
+        _, answer = await call(stage, "GET", "/v1/node/requests/trace-me")
+        assert answer["request_id"] == "trace-me"
+        first, second = answer["records"]
+        assert (first["status"], first["model_id"], first["instance"]) == (200, "a", "gpu0")
+        assert (second["status"], second["node"]) == (404, "box")
+        _, answer = await call(stage, "GET", "/v1/node/requests/another")
+        assert answer["records"] == []
+
+
 @pytest.mark.parametrize(
     ("path", "status", "code"),
     [
@@ -119,6 +136,7 @@ async def test_with_keys_only_health_and_ready_are_open(short_path: Path) -> Non
             ("GET", "/v1/models"),
             ("GET", "/v1/models/a"),
             ("GET", "/v1/node"),
+            ("GET", "/v1/node/requests/any"),
             ("POST", "/v1/node/models/a/load"),
             ("POST", "/v1/node/models/a/unload"),
         ):

@@ -22,7 +22,7 @@ from rolemesh.agent.report import (
 )
 from rolemesh.config.settings import NodeSettings
 from rolemesh.names import InstanceName, ModelId
-from rolemesh.wire import ModelReport, ModelState, NodeReport
+from rolemesh.wire import InstanceReport, ModelReport, ModelState, NodeReport
 from tests.agent.builders import inventory, model, node_settings
 
 A = ModelId("a")
@@ -98,6 +98,22 @@ def test_a_usable_model_has_a_state_and_slots(
     report = report_of(node_view(*instances))
     assert (report.state, report.usable, report.reason) == (state, True, "")
     assert (report.slots, report.slots_free) == (slots, free)
+
+
+def test_ready_instances_are_told_apart() -> None:
+    report = report_of(
+        node_view(
+            snapshot(state="ready", runs="a", slots=4, slots_held=1),
+            snapshot("gpu1", "ready", "a", slots=2, slots_held=2),
+            snapshot("gpu2", "loading", "a"),
+            snapshot("gpu3", "ready", "b"),
+        )
+    )
+    assert report.instances == (
+        InstanceReport(name=InstanceName("gpu0"), slots=4, slots_free=3),
+        InstanceReport(name=InstanceName("gpu1"), slots=2, slots_free=0),
+    )
+    assert ModelReport.from_json(report.to_json()) == report
 
 
 @pytest.mark.parametrize(

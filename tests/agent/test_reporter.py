@@ -8,14 +8,18 @@ from dataclasses import replace
 
 import pytest
 
+from rolemesh.address import UpstreamAddress
 from rolemesh.agent import reporter as reporter_module
+from rolemesh.agent.base_url import Listening
 from rolemesh.agent.reporter import LinkState, Reporter
-from rolemesh.config.settings import GatewayLink
+from rolemesh.config.settings import ClientTls, GatewayLink, ServerTls
+from rolemesh.config.tls import client_context, server_context
 from rolemesh.names import ModelId, Role
 from rolemesh.runtime.tasks import TaskScope
 from rolemesh.wire import ModelReport, ModelState, NodeReport
 from tests.agent.builders import node_settings
 from tests.fakes.gateway import FakeGateway, fake_gateway
+from tests.lab.certificates import Authority
 from tests.lab.poll import eventually
 from tests.lab.processes import free_port
 
@@ -48,9 +52,9 @@ class Link:
         self.changes: list[LinkState] = []
         self.reporter = Reporter(
             link=GatewayLink(url=url, api_key=key),
+            gateway=UpstreamAddress.parse_url(url),
             settings=replace(node_settings(), advertise_url=advertise),
-            hosts=("127.0.0.1",),
-            port=8123,
+            listening=Listening(hosts=("127.0.0.1",), port=8123),
             build_report=self.node.report,
             on_link_change=lambda: self.changes.append(self.reporter.state),
         )
@@ -195,3 +199,20 @@ async def test_leaving_a_gateway_that_is_gone_or_was_never_reached_is_fine() -> 
         async with link.running():
             await link.becomes(LinkState.REGISTERED)
     await link.reporter.leave()
+
+
+async def test_a_gateway_with_https_is_verified_and_what_is_wrong_is_said(
+    authority: Authority,
+) -> None:
+    shown = authority.sign("gateway")
+    tls = server_context(ServerTls(cert_file=shown.cert_file, key_file=shown.key_file))
+    async with fake_gateway(FakeGateway(), tls=tls) as gateway:
+        link = Link(gateway.url)
+        address = link.reporter.gateway
+        link.reporter.gateway = address.verified_by(client_context(ClientTls()))
+        async with link.running():
+            await link.becomes(LinkState.AWAY)
+            assert "its certificate is not accepted: unable to get local" in link.reporter.problem
+            own = client_context(ClientTls(ca_file=authority.ca_file))
+            link.reporter.gateway = address.verified_by(own)  # as a reload does
+            await link.becomes(LinkState.REGISTERED)

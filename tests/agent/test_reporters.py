@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from rolemesh.address import UpstreamAddress
+from rolemesh.agent.base_url import Listening
 from rolemesh.agent.reporters import Reporters
 from rolemesh.config.settings import GatewayLink
 from rolemesh.runtime.tasks import TaskScope
@@ -27,8 +29,8 @@ async def reporters() -> AsyncIterator[Reporters]:
     async with TaskScope() as scope:
         yield Reporters(
             scope=scope,
-            hosts=("127.0.0.1",),
-            port=8123,
+            listening=Listening(hosts=("127.0.0.1",), port=8123),
+            locate=lambda link: UpstreamAddress.parse_url(link.url),
             build_report=lambda base_url: NodeReport(
                 node_id=settings.node_id, base_url=base_url, boot_id="b", inventory={}
             ),
@@ -75,7 +77,7 @@ async def test_a_node_that_listens_elsewhere_says_so_at_once(
     gateway = gateways[0]
     reporters.apply(replace(node_settings(), gateways=(GatewayLink(url=gateway.url),)))
     await eventually(lambda: gateway.reports, what="it knows the node")
-    reporters.listens_on(("127.0.0.1",), 8124)
+    reporters.listens_on(Listening(hosts=("127.0.0.1",), port=8124))
     await eventually(lambda: len(gateway.reports) == 2, what="it knows the new address")
     urls = [report.base_url for report in gateway.reports]
     assert urls == ["http://127.0.0.1:8123", "http://127.0.0.1:8124"]
