@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test bench packages fix venv clean
+.PHONY: help demo check test bench packages docs fix venv clean
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -20,7 +20,7 @@ check: $(VENV)/.has-test  ## The quick part: format, lint, types, layers, unit a
 	$(BIN)/ruff check .
 	$(BIN)/mypy rolemesh tests
 	$(BIN)/lint-imports
-	$(PYTEST) -q -m "not llama and not system and not packaging" $(ARGS)
+	$(PYTEST) -q -n 4 -m "not fuzz and not llama and not clients and not system and not packaging" $(ARGS)
 
 test: $(VENV)/.has-test  ## Every test (ARGS='-k name' and the like go to pytest)
 	$(PYTEST) $(ARGS)
@@ -31,6 +31,9 @@ bench: $(VENV)/.has-test  ## RoleMesh beside nginx and vllm-router: one run, one
 
 packages:  ## Debian packages of this checkout, in dist/
 	packaging/build.sh
+
+docs: $(VENV)/.has-test  ## Write the tables of docs/ that follow from the schemas
+	$(BIN)/python -m tests.lab.reference
 
 fix: $(VENV)/.has-test  ## Format, and mend what the linter can mend
 	$(BIN)/ruff format .

@@ -13,12 +13,16 @@ from typing import Any
 import pytest
 
 from tests.lab import leftovers, notify, nvml, processes
+from tests.lab.certificates import Authority
+from tests.lab.clients import Clients, NoClients
+from tests.lab.clients import clients as find_clients
 from tests.lab.llama_server import NoLlamaServer
 from tests.lab.llama_server import llama_server as find_llama_server
 from tests.lab.models import TinyModel
 from tests.lab.models import make_model as make_tiny_model
 
 LLAMA_TIMEOUT_S = 180  # of a test with a real llama-server, which shares its cores with others
+CLIENTS_TIMEOUT_S = 600  # of a test with the clients of others: the first one installs them
 
 os.environ[leftovers.RUN_MARK] = secrets.token_hex(8)
 
@@ -53,6 +57,21 @@ def llama_server() -> Path:
         return find_llama_server()
     except NoLlamaServer as err:
         pytest.skip(str(err))
+
+
+@pytest.fixture(scope="session")
+def clients() -> Clients:
+    """Return the clients of others; the test is skipped where they cannot be installed."""
+    try:
+        return find_clients()
+    except NoClients as err:
+        pytest.skip(str(err))
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Return a certificate authority of this run; authority.sign() makes certificates."""
+    return Authority(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture
@@ -126,8 +145,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that use a real llama-server, and give them the time it needs."""
+    """Mark the tests that use a real llama-server or others' clients; give them the time needed."""
     for item in items:
+        if "clients" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.clients)
+        if item.get_closest_marker("clients"):
+            item.add_marker(pytest.mark.timeout(CLIENTS_TIMEOUT_S))
         if "llama_server" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.llama)
         if item.get_closest_marker("llama") and not item.get_closest_marker("timeout"):

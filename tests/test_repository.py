@@ -26,7 +26,7 @@ FUNCTION_LINES = 50
 TESTS_WITHOUT_A_SOURCE = {"tests/test_conftest.py", "tests/test_repository.py"}
 FOLDERS_WITHOUT_SOURCES = {"fakes", "flows", "integration", "packaging", "system"}
 
-PROGRAMS = {"rolemesh-gateway", "rolemesh-llama", "rolemesh-node-agent"}
+PROGRAMS = {"rolemesh-gateway", "rolemesh-llama", "rolemesh-node-agent", "rolemeshctl"}
 
 # Imported first, so that each module is charged only with what is its own.
 LIBRARIES = ("aiohttp.web", "httptools", "jeepney", "jsonschema", "pynvml", "sdnotify", "yaml")

@@ -1,5 +1,6 @@
 """A gateway's node side, small: it takes reports and answers as a test says."""
 
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -64,7 +65,9 @@ class _Refusal(web.HTTPException):
 
 
 @asynccontextmanager
-async def fake_gateway(gateway: FakeGateway, *, port: int = 0) -> AsyncIterator[FakeGateway]:
+async def fake_gateway(
+    gateway: FakeGateway, *, port: int = 0, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[FakeGateway]:
     """Serve a gateway on loopback; its `url` then says where."""
     app = web.Application()
     app.add_routes(
@@ -77,8 +80,9 @@ async def fake_gateway(gateway: FakeGateway, *, port: int = 0) -> AsyncIterator[
     runner = web.AppRunner(app)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", port).start()
-        gateway.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        await web.TCPSite(runner, "127.0.0.1", port, ssl_context=tls).start()
+        scheme = "http" if tls is None else "https"
+        gateway.url = f"{scheme}://127.0.0.1:{runner.addresses[0][1]}"
         yield gateway
     finally:
         await runner.cleanup()

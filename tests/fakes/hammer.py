@@ -1,6 +1,7 @@
 """Clients that connect, ask, read the answer and connect again, all the time."""
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,26 +22,33 @@ class Tally:
 
 
 @asynccontextmanager
-async def hammering(port: int, ask: bytes = ASK) -> AsyncIterator[Tally]:
+async def hammering(
+    port: int, ask: bytes = ASK, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Tally]:
     """Hammer for the length of the block; every request begun is waited for."""
     tally, going = Tally(), asyncio.Event()
     async with asyncio.TaskGroup() as group:
         for _ in range(CLIENTS):
-            group.create_task(_client(port, ask, tally, going))
+            group.create_task(_client(port, ask, tls, tally, going))
         try:
             yield tally
         finally:
             going.set()
 
 
-async def _client(port: int, ask: bytes, tally: Tally, enough: asyncio.Event) -> None:
+async def _client(
+    port: int, ask: bytes, tls: ssl.SSLContext | None, tally: Tally, enough: asyncio.Event
+) -> None:
     while not enough.is_set():
         begun = time.monotonic()
         try:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls)
         except ConnectionRefusedError:
             tally.refused += 1
             await asyncio.sleep(0.002)
+            continue
+        except OSError as err:  # in the handshake
+            tally.broken.append(str(err))
             continue
         try:
             writer.write(ask)

@@ -7,6 +7,8 @@
 --fake dies-on-first    healthy, and exits with status 9 on the first POST
 --fake deaf             SIGTERM has no effect
 --fake talkative        loads for ever, saying so
+--fake reads-for-ever   answers a chat with a head, as llama-server does when it begins to read the
+                        prompt, and with nothing else
 --fake-dump FILE        writes its arguments and environment as JSON
 """
 
@@ -53,6 +55,12 @@ class Handler(BaseHTTPRequestHandler):
         if FAKE == "dies-on-first":
             say("what(): the first token was too much")
             os._exit(9)
+        if FAKE == "reads-for-ever" and self.path == "/v1/chat/completions":
+            self.wfile.write(
+                b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+                b"Transfer-Encoding: chunked\r\n\r\n"
+            )
+            threading.Event().wait()
         if FAKE == "mute":
             self.reply(500, {"error": {"message": "no kernel image is available"}})
             return

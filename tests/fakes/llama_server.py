@@ -12,7 +12,8 @@ from typing import Any
 class FakeLlamaServer:
     """Answers every request with `answer`; while `hold` is clear, requests wait.
 
-    A request for a stream is answered with `events`, if there are any, and [DONE].
+    A request for a stream is answered with `events`, if there are any, and that for a completion
+    with [DONE] at the end.
     `requests` are path, headers (names in lower case) and body of each; `left` counts the clients
     that went before their answer.
     """
@@ -45,7 +46,8 @@ class FakeLlamaServer:
             return False
         content, kind = json.dumps(self.answer).encode(), b"application/json"
         if self.events and self.requests[-1][2].get("stream"):
-            events = [*map(json.dumps, self.events), "[DONE]"]
+            last = ["[DONE]"] if self.requests[-1][0].endswith("completions") else []
+            events = [*map(json.dumps, self.events), *last]
             content = "".join(f"data: {event}\n\n" for event in events).encode()
             kind = b"text/event-stream"
         writer.write(

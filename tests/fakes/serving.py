@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,16 +13,17 @@ from aiohttp import web
 
 from rolemesh.config.settings import Limits, Listen, Timeouts
 from rolemesh.relay.access import Field
-from rolemesh.relay.application import open_application, refuse_method, route
+from rolemesh.relay.application import open_application, route
 from rolemesh.relay.attempt import attempt, request_head
 from rolemesh.relay.client import ClientStream, InboundRequest
 from rolemesh.relay.exchange import Ended, Exchange
+from rolemesh.relay.handoff import Admit
 from rolemesh.relay.headers import encode_fields
 from rolemesh.relay.inbound import InboundServer
 from rolemesh.relay.job import Job
 from rolemesh.relay.paths import INFERENCE_PATHS
 from rolemesh.relay.replies import Fields, Reply, json_reply
-from rolemesh.relay.serving import accepting
+from rolemesh.relay.serving import Accepting, accepting
 from rolemesh.relay.upstream import UpstreamPool
 from rolemesh.runtime.listeners import bind
 from rolemesh.runtime.tasks import TaskScope
@@ -37,6 +40,8 @@ class Served:
 
     inbound: InboundServer
     port: int
+    listener: socket.socket
+    accepting: Accepting
 
 
 @asynccontextmanager
@@ -45,17 +50,25 @@ async def serving(
     *,
     limits: Limits | None = None,
     admit: Callable[[str, Field], object] = lambda _peer, _field: None,
+    admit_other: Admit = lambda *_: None,
+    allowed_origins: tuple[str, ...] = (),
     routes: Sequence[web.RouteDef] = (),
+    host: str = "127.0.0.1",
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Served]:
     """Serve for the length of the block, then drain."""
     all_routes = [
         route("GET", "/health", _health),
         *routes,
-        *(refuse_method(path, allowed="POST") for path in INFERENCE_PATHS),
     ]
     async with (
         TaskScope() as scope,
-        open_application(all_routes, max_body_bytes=1000) as application,
+        open_application(
+            all_routes,
+            max_body_bytes=1000,
+            admit=admit_other,
+            allowed_origins=lambda: allowed_origins,
+        ) as application,
     ):
         inbound = InboundServer(
             make_job=lambda request, client: HandlerJob(handle, request, client),
@@ -65,9 +78,9 @@ async def serving(
             limits=limits or Limits(),
             scope=scope,
         )
-        (listener,) = bind(Listen(port=0))
-        async with accepting([listener], inbound):
-            yield Served(inbound, listener.getsockname()[1])
+        (listener,) = bind(Listen(host=(host,), port=0))
+        async with accepting([listener], inbound, tls) as server:
+            yield Served(inbound, listener.getsockname()[1], listener, server)
         await inbound.drain(DRAIN_S)
 
 
@@ -124,6 +137,8 @@ class Relay:
     idle_s: float = 30.0
     total_s: float = 60.0
     reply_fields: Fields = ()
+    tls: ssl.SSLContext | None = None
+    kind: Callable[..., Exchange] = Exchange
     results: list[Any] = field(default_factory=list)
 
     async def __call__(self, request: InboundRequest, client: ClientStream) -> None:
@@ -140,6 +155,8 @@ class Relay:
 
     async def _attempt(self, request: InboundRequest, client: ClientStream) -> Ended:
         address = self.upstream.address
+        if self.tls is not None:
+            address = address.verified_by(self.tls)
         ended, _first_byte_at = await attempt(
             self.pool,
             address,
@@ -159,5 +176,6 @@ class Relay:
             ),
             deadline=asyncio.get_running_loop().time() + self.total_s,
             added=encode_fields(self.reply_fields),
+            kind=self.kind,
         )
         return ended

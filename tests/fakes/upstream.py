@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -80,11 +81,12 @@ class Upstream:
         self.probes = 0
         self.accepted = 0
         self.port = 0
+        self.scheme = "http"
         self.writers: set[asyncio.StreamWriter] = set()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
     @property
     def address(self) -> UpstreamAddress:
@@ -117,13 +119,16 @@ class Upstream:
 
 
 @asynccontextmanager
-async def upstream(*scripts: Script, probe: Script | None = None) -> AsyncIterator[Upstream]:
+async def upstream(
+    *scripts: Script, probe: Script | None = None, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Upstream]:
     """Listen for the length of the block: each POST plays the next script, the last for ever.
 
-    `probe` answers every GET, by default with 200.
+    `probe` answers every GET, by default with 200. With `tls` it is an https:// upstream.
     """
     fake = Upstream(scripts, probe or answers(b'{"status": "ok"}'))
-    server = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
+    fake.scheme = "http" if tls is None else "https"
+    server = await asyncio.start_server(fake.serve, "127.0.0.1", 0, ssl=tls)
     fake.port = server.sockets[0].getsockname()[1]
     try:
         yield fake

@@ -27,6 +27,7 @@ from tests.lab.poll import eventually
 from tests.lab.processes import free_port, is_free
 
 KEY = "demo-key"
+OPERATORS_KEY = "demo-operator"
 GATEWAY_PORT, AGENT_PORT = 8000, 8100
 LOAD_DEADLINE_S = 60.0
 
@@ -79,11 +80,14 @@ async def demo(*, once: bool) -> None:
 
 
 async def start_gateway(stack: AsyncExitStack, folder: Path) -> Daemon:
-    """Start the gateway with one client key; roles that nodes announce are aliases at once."""
+    """Start the gateway with two keys; roles that nodes announce are aliases at once."""
     configuration = {
         "default_model": "planner",
         "aliases": {"from_roles": True},
-        "auth": {"client_api_keys": [KEY]},
+        "auth": {
+            "client_api_keys": [KEY],
+            "clients": {"operator": {"key": OPERATORS_KEY, "admin": True}},
+        },
     }
     port = GATEWAY_PORT if is_free(GATEWAY_PORT) else free_port()
     gateway = await stack.enter_async_context(
@@ -171,6 +175,7 @@ def show(what: str, text: str) -> None:
 
 def show_what_to_try(gateway: Daemon, agent: Daemon) -> None:
     """Print lines to copy."""
+    operate = f"ROLEMESH_URL={gateway.url} ROLEMESH_KEY={OPERATORS_KEY} .venv/bin/rolemeshctl"
     print(
         f"""
 Try it yourself:
@@ -181,6 +186,8 @@ Try it yourself:
        -d '{{"model": "planner", "stream": true, "messages": [{{"role": "user", "content": "hi"}}]}}'
   curl -s {gateway.url}/ready
   curl -s {agent.url}/v1/node
+  {operate} status
+  {operate} explain coder
 Logs: {gateway.program.log}
       {agent.program.log}"""
     )

@@ -1,6 +1,7 @@
 """Gateways and node agents as their users run them: configured by drop-ins, started as programs."""
 
 import json
+import ssl
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -20,12 +21,16 @@ START_DEADLINE_S = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Daemon:
-    """A running gateway or agent: its program, its address, and the folder of its drop-ins."""
+    """A running gateway or agent: its program, its address, and the folder of its drop-ins.
+
+    With `tls` it is asked in TLS, by that.
+    """
 
     program: Program
     url: str
     drop_ins: Path
     state: Path
+    tls: ssl.SSLContext | None = None
 
     def drop_in(self, name: str, tree: Mapping[str, Any] | str) -> Path:
         """Put a drop-in file there; it counts from the next start or reload."""
@@ -48,6 +53,7 @@ async def running_daemon(
     *,
     port: int | None = None,
     environment: Mapping[str, str] | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Daemon]:
     """Run `rolemesh-gateway` or `rolemesh-node-agent` in `folder` until the block is left.
 
@@ -67,7 +73,11 @@ async def running_daemon(
     environment = {"ROLEMESH_UNIT_CONTROL": "child", **(environment or {})}
     async with running(command, log=folder / "log", environment=environment) as started:
         daemon = Daemon(
-            program=started, url=f"http://127.0.0.1:{port}", drop_ins=drop_ins, state=state
+            program=started,
+            url=f"{'https' if tls else 'http'}://127.0.0.1:{port}",
+            drop_ins=drop_ins,
+            state=state,
+            tls=tls,
         )
         await eventually(
             lambda: answers(daemon), what=f"{program} answers", deadline_s=START_DEADLINE_S
@@ -82,15 +92,20 @@ async def answers(daemon: Daemon) -> bool:
         msg = f"ended with status {daemon.program.status}:\n{log}"
         raise AssertionError(msg)
     try:
-        return (await get_json(f"{daemon.url}/health"))[0] == 200
+        return (await get_json(f"{daemon.url}/health", tls=daemon.tls))[0] == 200
     except aiohttp.ClientError:
         return False
 
 
-async def get_json(url: str, *, key: str | None = None) -> tuple[int, Any]:
+async def get_json(
+    url: str, *, key: str | None = None, tls: ssl.SSLContext | None = None
+) -> tuple[int, Any]:
     """GET a JSON document; returns status and content."""
     headers = {} if key is None else {"X-Api-Key": key}
-    async with aiohttp.ClientSession() as session, session.get(url, headers=headers) as reply:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(url, headers=headers, ssl=tls or True) as reply,
+    ):
         return reply.status, json.loads(await reply.read())
 
 
@@ -108,19 +123,19 @@ async def post_json(
 
 async def usable_models(daemon: Daemon, *, key: str | None = None) -> set[str]:
     """Return what /v1/models says can answer."""
-    _, listing = await get_json(f"{daemon.url}/v1/models", key=key)
+    _, listing = await get_json(f"{daemon.url}/v1/models", key=key, tls=daemon.tls)
     return {model["id"] for model in listing["data"]}
 
 
 async def instances(agent: Daemon) -> dict[str, dict[str, Any]]:
     """Return the agent's instances by name, as GET /v1/node shows them."""
-    _, node = await get_json(f"{agent.url}/v1/node")
+    _, node = await get_json(f"{agent.url}/v1/node", tls=agent.tls)
     return {instance["instance"]: instance for instance in node["instances"]}
 
 
 async def model_states(agent: Daemon) -> dict[str, str]:
     """Return the state of each of the agent's models."""
-    _, node = await get_json(f"{agent.url}/v1/node")
+    _, node = await get_json(f"{agent.url}/v1/node", tls=agent.tls)
     return {model["model_id"]: model["state"] for model in node["models"]}
 
 

@@ -4,6 +4,9 @@ Such a model answers every prompt with exactly the words it was made with, then 
 round and round). Its attention and feed-forward weights are small noise; the output matrix is
 fitted so that each word of the sentence yields the next one, and any other token yields the first.
 So a test can tell models apart by what they say, and a gap in a stream by the missing word.
+
+A model with `calls` says those where a request offers tools, one for each result it has been given;
+its chat template ends the prompt with a token that stands for how many that are.
 """
 
 import argparse
@@ -11,7 +14,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,15 @@ Tools:
 {% endfor %}{%- if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
 
+# Added to that of a model with calls. COUNT is how many it has.
+CALLS_TEMPLATE = """\
+{%- if add_generation_prompt and tools %}{% set results = namespace(count=0) %}
+{%- for message in messages %}
+{%- if message.role == "user" %}{% set results.count = 0 %}{% endif %}
+{%- if message.role == "tool" %}{% set results.count = results.count + 1 %}{% endif %}
+{%- endfor %}
+{%- if results.count < COUNT %}<|results_{{ results.count }}|>{% endif %}{% endif %}"""
+
 SPECIAL_TOKENS = ("<|unk|>", "<|bos|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
 
 # Prompts made of these are about as many tokens as words, as with real models.
@@ -59,13 +71,16 @@ BIG_NOISE_VALUES = 1 << 23  # big models repeat this many values: making noise i
 class TinyModel:
     """What to make.
 
-    `says` is at most 61 words. `loop`: say it for ever, up to the request's max_tokens.
+    `says` is at most 61 words, `calls` included. `loop`: say it for ever, up to the request's
+    max_tokens. `calls[i]` is said instead where the request offers tools and i results of tools came
+    after the user's last message; a `<tool_call>` in it is one to llama-server.
     `context` is the trained context in tokens. `big_mib`: roughly this large a file, for loads that
     take a while (0: 350 KiB).
     """
 
     name: str
     says: str = ""
+    calls: tuple[str, ...] = ()
     loop: bool = False
     context: int = 4096
     big_mib: int = 0
@@ -75,6 +90,13 @@ class TinyModel:
         """What the model answers, once or in each round."""
         says = self.says or f"Hello from {self.name} . one two three four five six seven eight ."
         return f"{says} " if self.loop else says
+
+    @property
+    def chat_template(self) -> str:
+        """The Jinja template that makes a prompt of messages."""
+        if not self.calls:
+            return CHAT_TEMPLATE
+        return CHAT_TEMPLATE + CALLS_TEMPLATE.replace("COUNT", str(len(self.calls)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +133,7 @@ class Vocabulary:
             self._add_word(f" {word}")
             self._add_word(word)
         for token in SPECIAL_TOKENS:
-            self._add(token, gguf.TokenType.CONTROL)
+            self.add_special(token)
 
     def add_sentence(self, sentence: str) -> list[int]:
         """Return one token for each word, all different, so that each has one successor.
@@ -121,10 +143,29 @@ class Vocabulary:
         chain: list[int] = []
         for piece in re.findall(r"\s?\S+|\s+", sentence):
             text = piece
-            while self.ids.get(self._encode(text)) in chain:
+            while self._is_one_of(text, chain):
                 text += " "
             chain.append(self._add(self._encode(text)))
         return chain
+
+    def add_call(self, text: str, taken: Sequence[int]) -> list[int]:
+        """Return tokens of a text, all different and none `taken`.
+
+        llama-server allows no more spaces in a call than there are, so a repeated word takes the
+        beginning of the next one with it; only the last one gets trailing spaces.
+        """
+        chain: list[int] = []
+        while found := re.match(r"\s?\S+|\s+", text):
+            length = found.end()
+            while self._is_one_of(text[:length].ljust(length), (*taken, *chain)):
+                length += 1
+            chain.append(self._add(self._encode(text[:length].ljust(length))))
+            text = text[length:]
+        return chain
+
+    def add_special(self, token: str) -> int:
+        """Return the id of a token that no text is split into but a template can name."""
+        return self._add(token, gguf.TokenType.CONTROL)
 
     def _add_word(self, word: str) -> None:
         encoded = self._encode(word)
@@ -138,6 +179,9 @@ class Vocabulary:
             self.ids[token] = len(self.ids)
             self.types.append(kind)
         return self.ids[token]
+
+    def _is_one_of(self, text: str, tokens: Sequence[int]) -> bool:
+        return self.ids.get(self._encode(text)) in tokens
 
     def _encode(self, text: str) -> str:
         return "".join(self._letters[byte] for byte in text.encode())
@@ -209,9 +253,7 @@ def write_model(model: TinyModel, path: Path) -> None:
     """Make `model` and write it to `path`."""
     shape = Shape.of_size(model.big_mib)
     vocabulary = Vocabulary()
-    end = vocabulary.ids["<|im_end|>"]
-    chain = vocabulary.add_sentence(model.sentence)
-    successors = [*chain[1:], chain[0] if model.loop else end]
+    chain, successors = _chain(model, vocabulary)
     tokens, output = fit_parrot(len(vocabulary.ids), shape.embedding, chain, successors)
 
     writer = gguf.GGUFWriter(path, "llama")
@@ -228,6 +270,18 @@ def write_model(model: TinyModel, path: Path) -> None:
     writer.close()
 
 
+def _chain(model: TinyModel, vocabulary: Vocabulary) -> tuple[list[int], list[int]]:
+    """Return the tokens of all that `model` says, and which follows each of them."""
+    end = vocabulary.ids["<|im_end|>"]
+    chain = vocabulary.add_sentence(model.sentence)
+    successors = [*chain[1:], chain[0] if model.loop else end]
+    for position, call in enumerate(model.calls):
+        words = vocabulary.add_call(call, taken=chain)
+        chain += [vocabulary.add_special(f"<|results_{position}|>"), *words]
+        successors += [*words, end]
+    return chain, successors
+
+
 def _describe(writer: gguf.GGUFWriter, model: TinyModel, shape: Shape) -> None:
     writer.add_name(model.name)
     writer.add_description(f"says {model.sentence!r}")
@@ -240,7 +294,7 @@ def _describe(writer: gguf.GGUFWriter, model: TinyModel, shape: Shape) -> None:
     writer.add_rope_dimension_count(shape.embedding // shape.heads)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
-    writer.add_chat_template(CHAT_TEMPLATE)
+    writer.add_chat_template(model.chat_template)
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
@@ -276,13 +330,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make a tiny GGUF model and print its path.")
     parser.add_argument("name")
     parser.add_argument("--says", default="", metavar="TEXT", help="what it answers to everything")
+    parser.add_argument(
+        "--calls", action="append", default=[], metavar="TEXT", help="instead, with tools (repeat)"
+    )
     parser.add_argument("--loop", action="store_true", help="say it round and round")
     parser.add_argument("--context", type=int, default=4096, metavar="TOKENS")
     parser.add_argument("--big-mib", type=int, default=0, metavar="N", help="about this large")
     parser.add_argument("--to", type=Path, metavar="FILE", help="write it there, not to the cache")
     options = vars(parser.parse_args())
     target: Path | None = options.pop("to")
-    model = TinyModel(**options)
+    model = TinyModel(calls=tuple(options.pop("calls")), **options)
     if target:
         write_model(model, target)
     print(target or make_model(model))

@@ -33,6 +33,8 @@ python_has_headers() {
     "$python" -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")'
 }
 
+nginx_is_there() { PATH=$PATH:/usr/sbin command -v nginx; }
+
 c_compiler_has_libc() { echo '#include <stdlib.h>' | gcc -E -; }
 
 look_for_prerequisites() {
@@ -46,6 +48,9 @@ look_for_prerequisites() {
         need libsystemd-dev pkg-config --exists libsystemd
         need python3-dev python_has_headers
         need dbus-daemon command -v dbus-daemon
+        need openssl command -v openssl
+        need curl command -v curl
+        need nginx nginx_is_there
         if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
             look_for_what_hosts_need
         fi
@@ -58,6 +63,21 @@ look_for_what_hosts_need() {
     need mmdebstrap command -v mmdebstrap
     need iproute2 command -v ip
     need zstd command -v zstd
+}
+
+# A web server that is installed to be compared with must not begin to serve this machine's port 80.
+without_services() {
+    local policy=/usr/sbin/policy-rc.d
+    if [ -e "$policy" ]; then
+        "$@"
+        return
+    fi
+    (
+        trap 'rm -f "$policy"' EXIT
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod +x "$policy"
+        "$@"
+    )
 }
 
 install_missing() {
@@ -74,7 +94,7 @@ install_missing() {
     fi
     echo "Installing ${missing[*]}"
     apt-get update -q
-    DEBIAN_FRONTEND=noninteractive $apt
+    without_services env DEBIAN_FRONTEND=noninteractive $apt
     look_for_prerequisites
     if [ ${#missing[@]} -gt 0 ]; then
         echo "$(command -v "$python") still lacks what these packages bring: ${missing[*]}." >&2

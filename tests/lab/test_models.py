@@ -38,7 +38,10 @@ class Chat:
             return False
 
     async def message(self, question: str, **body: Any) -> Any:
-        body["messages"] = [{"role": "user", "content": question}]
+        return await self.answer([{"role": "user", "content": question}], **body)
+
+    async def answer(self, messages: list[Any], **body: Any) -> Any:
+        body["messages"] = messages
         async with (
             self.session() as session,
             session.post("/v1/chat/completions", json=body) as reply,
@@ -94,6 +97,26 @@ async def test_a_tool_call_that_is_said_is_one(serve: Callable[[TinyModel], Chat
     assert json.loads(call["function"]["arguments"]) == {"city": "Paris"}
 
 
+async def test_a_call_is_said_for_each_result_and_then_the_sentence(
+    serve: Callable[[TinyModel], Chat],
+) -> None:
+    calls = tuple(TOOL_CALL.replace("Paris", city) for city in ("Paris", "Rome"))
+    chat = serve(TinyModel(name="calls", says="It is warm", calls=calls))
+    await loaded(chat)
+    assert (await chat.message("weather?"))["content"] == "It is warm"
+    messages: list[Any] = [{"role": "user", "content": "weather?"}]
+    for city in ("Paris", "Rome"):
+        answer = await chat.answer(messages, tools=[WEATHER_TOOL])
+        (call,) = answer["tool_calls"]
+        assert json.loads(call["function"]["arguments"]) == {"city": city}
+        messages += [answer, {"role": "tool", "tool_call_id": call["id"], "content": "21"}]
+    answer = await chat.answer(messages, tools=[WEATHER_TOOL])
+    assert answer["content"] == "It is warm"
+    messages += [answer, {"role": "user", "content": "And now?"}]
+    (call,) = (await chat.answer(messages, tools=[WEATHER_TOOL]))["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) == {"city": "Paris"}
+
+
 def test_a_model_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     path = make_model(TinyModel(name="once"))
@@ -124,3 +147,14 @@ def test_each_word_of_a_sentence_gets_a_token_of_its_own() -> None:
     assert len(set(chain)) == len(chain) == 6
     text = "".join(list(vocabulary.ids)[token] for token in chain)
     assert re.sub("Ġ+", " ", text) == "to be or not to be "
+
+
+def test_a_call_takes_no_token_that_is_taken_and_says_what_it_is() -> None:
+    vocabulary = Vocabulary()
+    first = vocabulary.add_call(TOOL_CALL, taken=[])
+    second = vocabulary.add_call(TOOL_CALL, taken=first)
+    assert len({*first, *second}) == len(first) + len(second)
+    names = list(vocabulary.ids)
+    for chain in (first, second):
+        text = "".join(names[token] for token in chain).replace("Ġ", " ").replace("Ċ", "\n")
+        assert text.rstrip() == TOOL_CALL

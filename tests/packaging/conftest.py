@@ -12,6 +12,7 @@ HOST_UNITS = Path("/usr/lib/systemd/system")
 PROGRAMS = (
     "usr/bin/rolemesh-gateway",
     "usr/bin/rolemesh-node-agent",
+    "usr/bin/rolemeshctl",
     "usr/libexec/rolemesh/rolemesh-llama",
 )
 PREREQUISITES_MISSING = 77

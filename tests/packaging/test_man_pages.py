@@ -1,5 +1,7 @@
 """The manual pages: they format cleanly, and say all that the programs do."""
 
+import contextlib
+import io
 import json
 import re
 import shutil
@@ -8,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from rolemesh.ctl.main import main
+from rolemesh.ctl.verbs import VERBS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs" / "man").iterdir())
@@ -33,15 +38,36 @@ def test_a_page_formats_without_a_warning(page: Path) -> None:
     assert (done.stderr, done.returncode) == ("", 0)
 
 
+def options_in(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))
+
+
 @pytest.mark.parametrize("page", PROGRAMS)
 def test_a_page_names_every_option_of_its_program(page: str) -> None:
     command = [sys.executable, "-m", PROGRAMS[page], "--help"]
     usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", usage))
+    options = options_in(usage)
     assert "--config" in options
-    assert options - set(re.findall(r"--[a-z][a-z-]*", text_of(ROOT / "docs" / "man" / page))) == (
-        set()
-    )
+    assert options - options_in(text_of(ROOT / "docs" / "man" / page)) == set()
+
+
+def usage_of(*words: str) -> str:
+    """Return what rolemeshctl prints about a verb."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit):
+        main([*words, "--help"])
+    return printed.getvalue()
+
+
+def test_the_page_of_rolemeshctl_names_every_verb_and_option() -> None:
+    page = text_of(ROOT / "docs" / "man" / "rolemeshctl.1")
+    below = {"config": ("check", "cat", "delta", "show"), "key": ("add", "list", "limit", "revoke")}
+    for verb in VERBS:
+        assert re.search(rf"^\.(?:B|BI|SH) (?:rolemeshctl )?{verb}\b", page, re.MULTILINE), verb
+        for words in ([verb, each] for each in below.get(verb, ())):
+            assert " ".join(words) in page.replace("\\ ", " ")
+            assert options_in(usage_of(*words)) - options_in(page) == set()
+        assert options_in(usage_of(verb)) - options_in(page) == set()
 
 
 @pytest.mark.parametrize("program", ["gateway", "node"])

@@ -22,6 +22,13 @@ NAMES = ["rolemesh", "rolemesh-common", "rolemesh-gateway", "rolemesh-node-agent
 DISTRIBUTION_NAMES = {"PyYAML": "python3-yaml", "nvidia-ml-py": "python3-pynvml"}
 MODULES = "usr/lib/python3/dist-packages"
 
+COMMON_FILES = {
+    "usr/bin/rolemeshctl",
+    "usr/lib/sysusers.d/rolemesh-common.conf",
+    "usr/share/bash-completion/completions/rolemeshctl",
+    "usr/share/man/man1/rolemeshctl.1.gz",
+    "usr/share/man/man5/rolemesh-config.5.gz",
+}
 GATEWAY_FILES = {
     "etc/rolemesh/gateway.d/README",
     "usr/bin/rolemesh-gateway",
@@ -84,6 +91,13 @@ def test_gateway_and_agent_bring_their_own_files_only(unpacked: Packages) -> Non
     assert without_documents(files(unpacked["rolemesh"])) == set()
 
 
+def test_the_common_package_brings_the_modules_and_what_belongs_to_no_daemon(
+    unpacked: Packages,
+) -> None:
+    shipped = without_documents(files(unpacked["rolemesh-common"]))
+    assert {name for name in shipped if not name.startswith("usr/lib/python3/")} == COMMON_FILES
+
+
 def test_every_module_and_schema_is_shipped(unpacked: Packages, repository: Path) -> None:
     shipped = files(unpacked["rolemesh-common"] / MODULES / "rolemesh")
     sources = repository / "rolemesh"
@@ -125,11 +139,19 @@ def test_nothing_is_configured_by_a_package(unpacked: Packages) -> None:
 
 def test_programs_say_their_version(unpacked: Packages) -> None:
     environment = os.environ | {"PYTHONPATH": str(unpacked["rolemesh-common"] / MODULES)}
-    for name in sorted(GATEWAY_FILES | NODE_AGENT_FILES):
-        if not name.startswith(("usr/bin/", "usr/libexec/")):
-            continue
-        owner = "rolemesh-gateway" if name in GATEWAY_FILES else "rolemesh-node-agent"
-        program = unpacked[owner] / name
+    owned = {
+        "rolemesh-common": COMMON_FILES,
+        "rolemesh-gateway": GATEWAY_FILES,
+        "rolemesh-node-agent": NODE_AGENT_FILES,
+    }
+    programs = [
+        unpacked[owner] / name
+        for owner, names in owned.items()
+        for name in sorted(names)
+        if name.startswith(("usr/bin/", "usr/libexec/"))
+    ]
+    assert len(programs) == 4
+    for program in programs:
         assert program.read_text().startswith("#!/usr/bin/python3\n")
         assert os.access(program, os.X_OK)
         command = [sys.executable, str(program), "--version"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rolemesh.gateway.control_socket import NAME
 from rolemesh.names import INSTANCE_PATTERN
 
 ROOT = Path(__file__).parents[2]
@@ -114,10 +115,18 @@ def test_no_record_is_dropped_by_a_rate_limit(unit: Path) -> None:
     assert values(unit, "LogRateLimitBurst") == ["1000000"]
 
 
-@pytest.mark.parametrize("name", ["rolemesh-gateway", "rolemesh-node-agent"])
-def test_a_reload_begins_with_a_check(name: str) -> None:
-    commands = values(ROOT / "systemd" / f"{name}.service", "ExecReload")
-    assert commands == [f"/usr/bin/{name} --check", "/bin/kill -HUP $MAINPID"]
+def test_a_reload_of_the_agent_begins_with_a_check() -> None:
+    commands = values(ROOT / "systemd" / "rolemesh-node-agent.service", "ExecReload")
+    assert commands == ["/usr/bin/rolemesh-node-agent --check", "/bin/kill -HUP $MAINPID"]
+
+
+def test_a_reload_of_the_gateway_goes_to_its_own_control_socket() -> None:
+    unit = ROOT / "systemd" / "rolemesh-gateway.service"
+    (command,) = values(unit, "ExecReload")
+    assert (
+        command
+        == f"/usr/bin/rolemeshctl reload --url=unix:%t/{values(unit, 'RuntimeDirectory')[0]}/{NAME}"
+    )
 
 
 def test_a_second_agent_differs_from_the_first_only_in_what_is_its_own() -> None:
