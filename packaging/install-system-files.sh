@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs everything that is not Python: units, users, directories, polkit rule, man pages.
+# Installs everything that is not Python: units, users, directories, polkit rule, man pages,
+# completion.
 #
 #     DESTDIR=... [UNITDIR=/usr/lib/systemd/system] packaging/install-system-files.sh
 #
@@ -22,7 +23,8 @@ put /usr/lib/tmpfiles.d systemd/tmpfiles.d/*.conf
 put /usr/share/polkit-1/rules.d systemd/polkit/*.rules
 put /etc/rolemesh/gateway.d etc/gateway.d/README
 put /etc/rolemesh/node.d etc/node.d/README
-for section in 5 8; do
+for section in 1 5 8; do
 	put "/usr/share/man/man$section" docs/man/*."$section"
 done
+put /usr/share/bash-completion/completions packaging/bash-completion/rolemeshctl
 put /etc/needrestart/conf.d packaging/needrestart/rolemesh.conf
