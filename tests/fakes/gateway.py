@@ -21,6 +21,7 @@ class FakeGateway:
         self.keys: set[str | None] = set()
         self.known: dict[str, str] = {}
         self.refusal: tuple[int, str] | None = None
+        self.refused = 0
         self.interval_s: float | None = None
 
     async def register(self, request: web.Request) -> web.Response:
@@ -52,6 +53,7 @@ class FakeGateway:
     def _check(self, request: web.Request) -> None:
         self.keys.add(request.headers.get("Authorization"))
         if self.refusal is not None:
+            self.refused += 1
             status, message = self.refusal
             raise _Refusal(status, message)
 

@@ -6,13 +6,13 @@ it. pip and npm take their registries from this machine's own configuration; roo
 
 import json
 import shutil
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.lab.cache import cache_folder, locked
+from tests.lab.steps import Command, StepFailed, run_step
 
 PYTHON_PACKAGES = (
     "anthropic==2.12.0",
@@ -24,8 +24,6 @@ PYTHON_PACKAGES = (
 NODE_PACKAGES = ("openai@6.49.0",)
 STEP_TIMEOUT_S = 300
 REPOSITORY = Path(__file__).parents[2]
-
-Command = Sequence[str | Path]
 
 
 class NoClients(Exception):
@@ -96,25 +94,12 @@ def _content(record: Path) -> Mapping[str, object] | None:
 
 
 def _run(command: Command) -> None:
-    step = " ".join(map(str, command))
-    remedy = f"This line tries again: cd {REPOSITORY} && {sys.executable} -m tests.lab.clients"
     try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=STEP_TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as err:
-        msg = f"{step}: {err}. {remedy}"
+        run_step(command, timeout_s=STEP_TIMEOUT_S)
+    except StepFailed as err:
+        remedy = f"This line tries again: cd {REPOSITORY} && {sys.executable} -m tests.lab.clients"
+        msg = f"{err}\n{remedy}"
         raise NoClients(msg) from err
-    if done.returncode != 0:
-        tail = "\n".join(done.stdout.splitlines()[-8:])
-        msg = f"{step} failed with status {done.returncode}:\n{tail}\n{remedy}"
-        raise NoClients(msg)
 
 
 def _say(text: str) -> None:

@@ -4,11 +4,11 @@ It goes into a virtual environment of its own in the lab's cache: 700 MB, instal
 two through this machine's own pip configuration.
 """
 
-import subprocess
 import sys
 from pathlib import Path
 
 from tests.lab.cache import cache_folder, locked
+from tests.lab.steps import StepFailed, run_step
 
 PACKAGE = "litellm[proxy]==1.106.2"
 INSTALL_TIMEOUT_S = 540
@@ -33,24 +33,10 @@ def litellm() -> Path:
 
 
 def _run(*command: str | Path) -> None:
-    step = " ".join(map(str, command))
     try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=INSTALL_TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as err:
-        msg = f"{step}: {err}"
-        raise NoLiteLlm(msg) from err
-    if done.returncode != 0:
-        tail = "\n".join(done.stdout.splitlines()[-8:])
-        msg = f"{step} failed with status {done.returncode}:\n{tail}"
-        raise NoLiteLlm(msg)
+        run_step(command, timeout_s=INSTALL_TIMEOUT_S)
+    except StepFailed as err:
+        raise NoLiteLlm(str(err)) from err
 
 
 def main() -> int:

@@ -9,13 +9,12 @@ C library and runs on any Linux of the same processor architecture.
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from tests.lab.cache import cache_folder, locked
+from tests.lab.steps import Command, StepFailed, run_step
 
 VARIABLE = "ROLEMESH_TEST_LLAMA_SERVER"
 SUITE = "sid"
@@ -197,27 +196,13 @@ def _require_programs(*names: str) -> None:
             raise NoLlamaServer(msg)
 
 
-def _run(command: Sequence[str | Path], *, timeout_s: float = STEP_TIMEOUT_S) -> str:
-    """Run one step and return its output; its failure is that of the whole, with its last lines."""
-    step = " ".join(str(word) for word in command if not str(word).startswith("-o"))
+def _run(command: Command, *, timeout_s: float = STEP_TIMEOUT_S) -> str:
+    """Run one step and return its output; its failure is that of the whole."""
     try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as err:
-        msg = f"{step}: {err}. {REMEDY}"
+        return run_step(command, timeout_s=timeout_s)
+    except StepFailed as err:
+        msg = f"{err}\n{REMEDY}"
         raise NoLlamaServer(msg) from err
-    if done.returncode != 0:
-        tail = "\n".join(done.stdout.splitlines()[-8:])
-        msg = f"{step} failed with status {done.returncode}:\n{tail}\n{REMEDY}"
-        raise NoLlamaServer(msg)
-    return done.stdout
 
 
 def _say(text: str) -> None:
