@@ -51,6 +51,12 @@ def get_bool(tree: Mapping[str, Any], key: str, default: Any = _MISSING) -> bool
     return value
 
 
+def get_int(tree: Mapping[str, Any], key: str) -> int:
+    """Return the integer at `key`."""
+    value: int = _get(tree, key, int, "an integer", _MISSING)
+    return value
+
+
 def get_optional_int(tree: Mapping[str, Any], key: str) -> int | None:
     """Return the integer at `key`, or None when it is absent or null."""
     value: int | None = _get(tree, key, int, "an integer", None)

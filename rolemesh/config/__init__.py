@@ -6,7 +6,7 @@ tree              values that know the file and line they were written at
 yamlread          one YAML file -> tree
 dropins           which files are read, in which order; environment and options as further layers
 merge             several trees -> one
-schema            JSON Schema over the merged tree -> findings
+schema            JSON Schema over the merged tree -> findings (quick_check: surely none)
 gateway_checks    what a schema cannot say about the gateway's tree
 node_checks       ... and about the node's
 taken_paths       which paths an operator cannot add

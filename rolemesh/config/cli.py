@@ -132,11 +132,6 @@ def state_directory(
     return user_state / "rolemesh" / _STATE_NAMES[program]
 
 
-def load_node_settings(args: argparse.Namespace) -> NodeSettings:
-    """Return the node's settings for a program that needs no keys; raises ConfigError."""
-    return load_node(source_from(args, program="node"), reads_keys=False).settings
-
-
 def check(
     source: ConfigSource,
     environ: Mapping[str, str] = os.environ,

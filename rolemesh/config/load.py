@@ -1,4 +1,7 @@
-"""A source -> settings, or every problem at once: the configuration path in one function."""
+"""A source -> settings, or every problem at once: the configuration path in one function.
+
+What only one of the programs needs is imported where that begins: each cold model waits for this.
+"""
 
 import os
 import socket
@@ -8,15 +11,12 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from rolemesh.config.dropins import ConfigSource, Reading, read_fragments
-from rolemesh.config.gateway_checks import gateway_checks
-from rolemesh.config.gateway_settings import build_gateway_settings
 from rolemesh.config.keys import SECTIONS, KeyFiles, exposed_keys, read_key_files, repeated_keys
 from rolemesh.config.merge import SHAPES, merge
 from rolemesh.config.node_checks import node_checks
 from rolemesh.config.node_settings import build_node_settings
 from rolemesh.config.schema import check_schema
 from rolemesh.config.settings import GatewaySettings, NodeSettings
-from rolemesh.config.tls_checks import tls_findings
 from rolemesh.config.tree import Finding, Node
 from rolemesh.errors import ConfigError, Problem
 
@@ -41,6 +41,9 @@ def load_gateway(
     source: ConfigSource, environ: Mapping[str, str] = os.environ
 ) -> Loaded[GatewaySettings]:
     """Return the gateway's settings; raises ConfigError with everything that is wrong."""
+    from rolemesh.config.gateway_checks import gateway_checks  # noqa: PLC0415
+    from rolemesh.config.gateway_settings import build_gateway_settings  # noqa: PLC0415
+    from rolemesh.config.tls_checks import tls_findings  # noqa: PLC0415
 
     def read_keys(root: Node) -> KeyFiles:
         return read_key_files(root, environ)
@@ -70,6 +73,8 @@ def load_node(
     def checks(root: Node) -> Iterator[Finding]:
         yield from node_checks(root)
         if reads_keys:
+            from rolemesh.config.tls_checks import tls_findings  # noqa: PLC0415
+
             yield from tls_findings(root, "node")
 
     return _load(source, read_keys, checks, build)

@@ -22,6 +22,9 @@ def node_checks(root: Node) -> Iterator[Finding]:
     yield from check_added_paths(root)
     yield from _gateways(root)
     yield from _instance_models(root)
+    yield from _instance_gpus(root)
+    yield from _exclusive(root, "chat_template", "chat_template_file")
+    yield from _exclusive(root, "embeddings", "rerank")
 
 
 def _advertised_scheme(root: Node) -> Iterator[Finding]:
@@ -59,3 +62,23 @@ def _instance_models(root: Node) -> Iterator[Finding]:
         if node is not None and isinstance(node.value, str) and node.value not in known:
             hint = tree.did_you_mean(node.value, known)
             yield tree.mismatch(node, path, "a model_id that models defines", hint)
+
+
+def _instance_gpus(root: Node) -> Iterator[Finding]:
+    for name in tree.entries(tree.find(root, ("instances",))):
+        path = ("instances", name, "gpus")
+        node = tree.find(root, path)
+        numbers = [] if node is None else tree.plain(node)
+        own = name.removeprefix("gpu").partition("-")[0] if name.startswith("gpu") else ""
+        if node is not None and isinstance(numbers, list) and numbers and str(numbers[0]) != own:
+            expected = f"a list that begins with {own}, its own GPU" if own else "no gpus"
+            yield tree.mismatch(node, path, expected)
+
+
+def _exclusive(root: Node, one: str, other: str) -> Iterator[Finding]:
+    """Refuse models that have both of two keys, unless either is false."""
+    for model_id, node in tree.entries(tree.find(root, ("models",))).items():
+        both = [tree.find(node, (key,)) for key in (one, other)]
+        if all(each is not None and each.value is not False for each in both):
+            message = f"expected at most one of {one} and {other}, found both"
+            yield Finding(origin=node.origin, path=("models", model_id), message=message)

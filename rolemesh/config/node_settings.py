@@ -1,9 +1,10 @@
 """The node's valid tree -> NodeSettings."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from rolemesh.config import tree
 from rolemesh.config.keys import AGENT_KEYS, KeyFiles, client_keys
@@ -16,9 +17,11 @@ from rolemesh.config.sections import (
     with_values,
 )
 from rolemesh.config.settings import (
+    DraftModel,
     GatewayLink,
     InstanceSettings,
     LlamaServer,
+    Lora,
     ModelSettings,
     NodeSettings,
 )
@@ -27,6 +30,16 @@ from rolemesh.names import InstanceName, ModelId, NodeId, Role
 
 _NOT_IN_NODE_ID: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _LONGEST_NODE_ID: Final = 63
+_AS_GIVEN: Final = (
+    *("cache_type_k", "cache_type_v", "flash_attention", "chat_template", "embeddings"),
+    *("rerank", "pooling", "save_slots", "warm", "idle_unload_s"),
+)
+"""Keys of a model whose values are taken as they stand."""
+_WHOLE: Final = (
+    *("context_size", "parallel", "gpu_layers", "gpus", "batch_size", "ubatch_size", "threads"),
+    "memory_mib",
+)
+"""Keys of a model that are whole numbers."""
 
 
 def build_node_settings(root: Node, key_files: KeyFiles, *, host_name: str) -> NodeSettings:
@@ -45,6 +58,7 @@ def build_node_settings(root: Node, key_files: KeyFiles, *, host_name: str) -> N
             _gateway(root, url, key_files) for url in tree.entries(tree.find(root, ("gateways",)))
         ),
         llama_server=_llama_server(root),
+        gpus=None if tree.find(root, ("gpus",)) is None else tuple(value_at(root, ("gpus",), ())),
         models=MappingProxyType(
             {
                 ModelId(name): _model(ModelId(name), node)
@@ -81,24 +95,54 @@ def _gateway(root: Node, url: str, key_files: KeyFiles) -> GatewayLink:
 
 def _llama_server(root: Node) -> LlamaServer:
     path = tree.find(root, ("llama_server", "path"))
+    args = tree.find(root, ("llama_server", "args"))
     return LlamaServer(
         path=None if path is None else Path(str(path.value)),
         args=arguments_at(root, ("llama_server", "args")),
         origin="" if path is None else str(path.origin),
+        args_origin="" if args is None else str(args.origin),
     )
 
 
 def _model(model_id: ModelId, node: Node) -> ModelSettings:
-    context_size = value_at(node, ("context_size",), None)
-    return ModelSettings(
+    plain = ModelSettings(
         model_id=model_id,
         path=Path(value_at(node, ("path",), "")),
         roles=tuple(dict.fromkeys(map(Role, value_at(node, ("roles",), ())))),
-        context_size=None if context_size is None else int(context_size),
-        parallel=int(value_at(node, ("parallel",), 1)),
+        lora=tuple(
+            Lora(path=Path(tree["path"]), scale=float(tree.get("scale", 1.0)))
+            for tree in value_at(node, ("lora",), ())
+        ),
+        mmproj=_path_at(node, "mmproj"),
+        draft_model=_draft_model(tree.find(node, ("draft_model",))),
+        chat_template_file=_path_at(node, "chat_template_file"),
         args=arguments_at(node, ("args",)),
         origin=str(node.origin),
     )
+    given: dict[str, Any] = {key: value_at(node, (key,), getattr(plain, key)) for key in _AS_GIVEN}
+    given |= {key: _whole_at(node, key, getattr(plain, key)) for key in _WHOLE}
+    return replace(plain, **given)
+
+
+def _draft_model(node: Node | None) -> DraftModel | None:
+    if node is None:
+        return None
+    return DraftModel(
+        path=Path(value_at(node, ("path",), "")),
+        gpu_layers=_whole_at(node, "gpu_layers", None),
+        max_tokens=_whole_at(node, "max_tokens", None),
+    )
+
+
+def _whole_at(node: Node, key: str, default: int | None) -> int | None:
+    """Return a whole number, which YAML may give as 8192.0."""
+    value = value_at(node, (key,), default)
+    return None if value is None else int(value)
+
+
+def _path_at(node: Node, key: str) -> Path | None:
+    value = value_at(node, (key,), None)
+    return None if value is None else Path(value)
 
 
 def _instance(name: InstanceName, node: Node) -> InstanceSettings:
@@ -106,4 +150,5 @@ def _instance(name: InstanceName, node: Node) -> InstanceSettings:
         name=name,
         model=value_at(node, ("model",), None),
         pinned=value_at(node, ("pinned",), InstanceSettings(name=name).pinned),
+        gpus=tuple(value_at(node, ("gpus",), ())),
     )

@@ -5,13 +5,14 @@ expected is the schema's own wording (`x-expected`), so schema and messages cann
 """
 
 import functools
-import importlib.resources
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from rolemesh.config import tree
+from rolemesh.config.quick_check import is_surely_valid
 from rolemesh.config.tree import Finding, KeyPath, Node, Program
 
 _REFERENCE: Final = "#/$defs/"
@@ -28,8 +29,9 @@ class Checked:
 @functools.cache
 def load_schema(program: Program) -> Mapping[str, Any]:
     """Return the JSON Schema of `program`'s merged tree."""
-    resource = importlib.resources.files("rolemesh.config") / "schemas" / f"{program}.json"
-    schema: Mapping[str, Any] = json.loads(resource.read_text(encoding="utf-8"))
+    # Not by importlib.resources: that is slow to load.
+    path = Path(__file__).parent / "schemas" / f"{program}.json"
+    schema: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return schema
 
 
@@ -38,14 +40,16 @@ def check_schema(root: Node, program: Program, *, is_lenient: bool) -> Checked:
 
     `is_lenient`: unknown keys are warnings, and are dropped.
     """
-    # Imported here: it is slow to load, and only this function needs it.
+    schema, plain = load_schema(program), tree.plain(root)
+    if is_surely_valid(plain, schema):
+        return Checked(root=root, findings=())
+    # Imported here: it is slow to load, and hardly ever needed.
     import jsonschema  # noqa: PLC0415
 
-    schema = load_schema(program)
     validator = jsonschema.Draft202012Validator(schema)
     findings: dict[KeyPath, Finding] = {}
     unknown: set[KeyPath] = set()
-    for error in validator.iter_errors(tree.plain(root)):
+    for error in validator.iter_errors(plain):
         for found in _findings(root, schema, error, is_lenient=is_lenient):
             # Of several complaints about one value the first is the plainest.
             findings.setdefault(found.path, found)

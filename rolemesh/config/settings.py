@@ -198,19 +198,40 @@ class GatewayLink:
 class LlamaServer:
     """The llama-server program; `args` are appended to every command line.
 
-    `origin` is FILE:LINE of `path`, for messages; "" where no file sets it.
+    `origin` is FILE:LINE of `path`, for messages; "" where no file sets it. So is `args_origin`.
     """
 
     path: Path | None = None
     args: tuple[str, ...] = ()
     origin: str = field(default="", compare=False)
+    args_origin: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """A LoRA adapter and how strongly it is applied."""
+
+    path: Path
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftModel:
+    """A smaller model that proposes up to `max_tokens` tokens for the large one to check."""
+
+    path: Path
+    gpu_layers: int | None = None
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSettings:
-    """One set of weights.
+    """One set of weights and how llama-server runs it; None leaves the choice to llama-server.
 
     `context_size` is tokens per slot; None: the slots share what the model was trained for.
+    `gpus` is over how many GPUs it is split; None: as many as it takes. `memory_mib` replaces the
+    estimate of its GPU memory. `warm`: loaded whenever there is room. `idle_unload_s` None: as the
+    policy says.
 
     `origin` is FILE:LINE of its definition, for messages; a definition that only moved is equal.
     """
@@ -220,30 +241,68 @@ class ModelSettings:
     roles: tuple[Role, ...]
     context_size: int | None = None
     parallel: int = 1
+    gpu_layers: int | None = None
+    gpus: int | None = None
+    cache_type_k: str | None = None
+    cache_type_v: str | None = None
+    flash_attention: bool | None = None
+    batch_size: int | None = None
+    ubatch_size: int | None = None
+    threads: int | None = None
+    lora: tuple[Lora, ...] = ()
+    mmproj: Path | None = None
+    draft_model: DraftModel | None = None
+    chat_template: str | None = None
+    chat_template_file: Path | None = None
+    embeddings: bool = False
+    rerank: bool = False
+    pooling: str | None = None
+    save_slots: bool = False
+    memory_mib: int | None = None
+    warm: bool = False
+    idle_unload_s: float | None = None
     args: tuple[str, ...] = ()
     origin: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceSettings:
-    """What an instance runs when nobody asks otherwise; pinned: never unloaded for another."""
+    """What an instance runs when nobody asks otherwise; pinned: never unloaded for another.
+
+    `gpus` are the numbers of the GPUs it runs over, its own first; empty: its own alone, or as many
+    as its model takes.
+    """
 
     name: InstanceName
     model: ModelId | None = None
     pinned: bool = False
+    gpus: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodePolicy:
-    """How the agent decides. `load_timeout_s` without any progress fails a load."""
+    """How the agent decides.
+
+    `load_timeout_s` without any progress fails a load. A model unused for `idle_unload_s` is
+    unloaded (0: never). A load that waited `switch_after_s` has a busy instance drained that has
+    had its model for `min_resident_s`. `memory_margin_mib` of each GPU are left free. An instance
+    that is busy without progress for `wedge_after_s` is restarted.
+    """
 
     allow_cpu: bool = True
     load_timeout_s: float = 300.0
+    idle_unload_s: float = 0.0
+    switch_after_s: float = 30.0
+    min_resident_s: float = 60.0
+    memory_margin_mib: int = 256
+    wedge_after_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSettings:
     """Everything a node agent is told; `models` in order of preference.
+
+    `gpus` are those it may use, by number or UUID; None: all that no other agent uses.
 
     An agent has no queue of its own: the queue bounds among `limits` are the gateway's alone.
     """
@@ -254,6 +313,7 @@ class NodeSettings:
     auth: tuple[ClientKey, ...] = ()
     gateways: tuple[GatewayLink, ...] = ()
     llama_server: LlamaServer = field(default_factory=LlamaServer)
+    gpus: tuple[int | str, ...] | None = None
     models: Mapping[ModelId, ModelSettings] = field(default_factory=lambda: MappingProxyType({}))
     instances: Mapping[InstanceName, InstanceSettings] = field(
         default_factory=lambda: MappingProxyType({})

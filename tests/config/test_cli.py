@@ -106,17 +106,6 @@ def test_another_program_is_given_the_same_files() -> None:
     assert cli.source_arguments(source()) == []
 
 
-def test_a_program_with_only_the_source_options_loads_node_settings(
-    write: Write, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("ROLE_MESH_CONFIG", raising=False)
-    path = write("n.yaml", "node_id: box\ngateways: [{url: 'http://h:1', api_key_file: /gone}]")
-    parser = argparse.ArgumentParser()
-    cli.add_source_options(parser)
-    settings = cli.load_node_settings(parser.parse_args(["--config", str(path)]))
-    assert settings.node_id == "box"
-
-
 # --- the state directory --------------------------------------------------------------------
 
 

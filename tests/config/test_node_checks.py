@@ -78,3 +78,30 @@ def test_an_advertised_url_that_nobody_serves_is_doubtful(parse: Parse) -> None:
         "this address"
     ]
     assert findings(parse, text.replace("http:", "https:")) == []
+
+
+def test_the_gpus_of_an_instance_begin_with_its_own(parse: Parse) -> None:
+    text = """
+        instances:
+          gpu0: {gpus: [0, 1]}
+          gpu10-small: {gpus: [10]}
+          gpu2: {gpus: [1, 2]}
+          cpu0: {gpus: [0]}
+        """
+    assert findings(parse, text) == [
+        "f.yaml:4: instances.gpu2.gpus: expected a list that begins with 2, its own GPU, found a list",
+        "f.yaml:5: instances.cpu0.gpus: expected no gpus, found a list",
+    ]
+
+
+def test_what_excludes_each_other_in_a_model_is_found(parse: Parse) -> None:
+    text = """
+        models:
+          a: {embeddings: true, rerank: true}
+          b: {embeddings: true, rerank: false, chat_template: chatml}
+          c: {chat_template: chatml, chat_template_file: /c.jinja}
+        """
+    assert findings(parse, text) == [
+        "f.yaml:4: models.c: expected at most one of chat_template and chat_template_file, found both",
+        "f.yaml:2: models.a: expected at most one of embeddings and rerank, found both",
+    ]

@@ -7,11 +7,13 @@ from rolemesh.config.keys import KeyFiles
 from rolemesh.config.merge import SHAPES, merge
 from rolemesh.config.node_settings import build_node_settings, node_id_from
 from rolemesh.config.settings import (
+    DraftModel,
     GatewayLink,
     InstanceSettings,
     Limits,
     Listen,
     LlamaServer,
+    Lora,
     ModelSettings,
     NodePolicy,
     NodeSettings,
@@ -80,6 +82,7 @@ def test_every_section_is_taken_over(parse: Parse) -> None:
     )
     assert settings.llama_server == LlamaServer(path=Path("/usr/bin/llama-server"), args=("-v",))
     assert settings.llama_server.origin == "f.yaml:9"
+    assert settings.llama_server.args_origin == "f.yaml:9"
     assert list(settings.models.values()) == [
         ModelSettings(
             model_id=ModelId("m"), path=Path("/m.gguf"), roles=(Role("a"), Role("b")),
@@ -94,3 +97,46 @@ def test_every_section_is_taken_over(parse: Parse) -> None:
     ]
     assert settings.policy == NodePolicy(allow_cpu=False, load_timeout_s=5.0)
     assert settings.limits == Limits(max_body_bytes=2048, drain_s=3.0)
+
+
+def test_everything_llama_server_can_be_told_of_a_model(parse: Parse) -> None:
+    settings = build(
+        parse,
+        """
+        gpus: [0, GPU-7]
+        models:
+          m:
+            path: /m.gguf
+            roles: [r]
+            gpu_layers: 20
+            gpus: 2
+            cache_type_k: q8_0
+            cache_type_v: q4_0
+            flash_attention: true
+            batch_size: 1024.0
+            ubatch_size: 256
+            threads: 8
+            lora: [{path: /a.gguf}, {path: /b.gguf, scale: 0.5}]
+            mmproj: /p.gguf
+            draft_model: {path: /d.gguf, max_tokens: 8}
+            chat_template_file: /t.jinja
+            embeddings: true
+            pooling: mean
+            save_slots: true
+            memory_mib: 9000
+            warm: true
+            idle_unload_s: 60
+        instances: {gpu0: {gpus: [0, 1]}}
+        """,
+    )
+    assert settings.gpus == (0, "GPU-7")
+    assert settings.instances[InstanceName("gpu0")].gpus == (0, 1)
+    assert settings.models[ModelId("m")] == ModelSettings(
+        model_id=ModelId("m"), path=Path("/m.gguf"), roles=(Role("r"),), gpu_layers=20, gpus=2,
+        cache_type_k="q8_0", cache_type_v="q4_0", flash_attention=True, batch_size=1024,
+        ubatch_size=256, threads=8,
+        lora=(Lora(path=Path("/a.gguf")), Lora(path=Path("/b.gguf"), scale=0.5)),
+        mmproj=Path("/p.gguf"), draft_model=DraftModel(path=Path("/d.gguf"), max_tokens=8),
+        chat_template_file=Path("/t.jinja"), embeddings=True, pooling="mean", save_slots=True,
+        memory_mib=9000, warm=True, idle_unload_s=60,
+    )  # fmt: skip

@@ -88,7 +88,7 @@ def test_the_schema_documents_exactly_the_fields_and_their_defaults(
         (documented_at("gateway", "client"),
             {"key", "key_sha256", "key_file", *fields(CLIENT, "name", "digest")}),
         (documented_at("node"), {"version", *fields(NODE)}),
-        (documented_at("node", "llama_server"), {*fields(NODE.llama_server, "origin")}),
+        (documented_at("node", "llama_server"), {*fields(NODE.llama_server, "origin", "args_origin")}),
         (documented_at("node", "model"), {*fields(MODEL, "origin")}),
         (documented_at("node", "gateway"), {"api_key_file", *fields(s.GatewayLink(url=""))}),
     ],
