@@ -1,26 +1,33 @@
 """The header of a GGUF model file: whether llama.cpp reads it, and what it says of itself.
 
-Reads a bounded part of the file and never the weights. Format: magic "GGUF", u32 version, u64
-tensor count, u64 key count, then key/value pairs; all little-endian.
+Reads a bounded part of the file and never the weights. Format, all little-endian: magic "GGUF",
+u32 version, u64 tensor count, u64 key count, key/value pairs, tensor infos, then the data, aligned.
+Source: docs/gguf.md of github.com/ggml-org/ggml, ggml/src/gguf.cpp of llama.cpp.
 """
 
-import io
-import struct
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from types import MappingProxyType
+from typing import BinaryIO, Final, NoReturn
 
 from rolemesh.errors import NodeError
 from rolemesh.llama.file_access import NotRegular, open_regular
+from rolemesh.llama.gguf_bytes import ByteReader, Damaged, file_size
+from rolemesh.llama.gguf_lookalikes import describe_start
+from rolemesh.llama.gguf_metadata import Metadata, Value, read_metadata
+from rolemesh.llama.gguf_parts import model_parts
+from rolemesh.llama.gguf_tensors import MAX_TENSORS, TensorInfo, read_tensors
+from rolemesh.llama.gguf_types import FILE_TYPES
 
 READABLE_VERSIONS: Final = (2, 3)
-MAX_KEYS: Final = 65_536
-MAX_TENSORS: Final = 1_000_000
-MAX_HEADER_BYTES: Final = 256 * 1024 * 1024
-MAX_KEPT_TEXT_BYTES: Final = 4096
+MAX_KEYS: Final = 16_384
+MAX_HEADER_BYTES: Final = 64 * 1024 * 1024  # three times what the largest vocabularies take
 SMALLEST_HEADER_BYTES: Final = 24
+_GUESSED_FILE_TYPE: Final = 1024  # a flag beside the number
 
 
 class GgufFault(Enum):
@@ -35,6 +42,8 @@ class GgufFault(Enum):
     VERSION_TOO_OLD = "version too old"
     VERSION_TOO_NEW = "version too new"
     DAMAGED = "damaged"
+    TRUNCATED = "truncated"
+    WRONG_PART = "wrong part"
 
 
 class GgufError(NodeError):
@@ -49,9 +58,12 @@ class GgufError(NodeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufHeader:
-    """What a model file says of itself; None where it does not say.
+    """What a model says of itself; None where it does not say.
 
-    `context_length` is what the model was trained for, in tokens; `block_count` its layers.
+    `context_length` is what it was trained for, in tokens; `block_count` its layers;
+    `parameter_count` how many numbers its weights are; `quantisation` like Q4_K_M; `vocabulary` the
+    tokens it knows; `kind` model, adapter or mmproj. `values` are its architecture's other keys,
+    without the architecture's name, like `attention.head_count`.
     """
 
     version: int
@@ -59,15 +71,59 @@ class GgufHeader:
     tensor_count: int
     name: str | None
     architecture: str | None
+    kind: str | None
     context_length: int | None
     block_count: int | None
+    embedding_length: int | None
+    parameter_count: int
+    quantisation: str | None
+    vocabulary: int | None
+    split_count: int
+    split_number: int
+    split_tensor_count: int
+    values: Mapping[str, Value] = field(repr=False)
+    tensors: tuple[TensorInfo, ...] = field(repr=False)
+
+    def number(self, key: str, default: int = 0) -> int:
+        """Return a key of the architecture that is one whole number."""
+        value = self.values.get(key)
+        return value if isinstance(value, int) else default
+
+
+def read_model(path: Path) -> GgufHeader:
+    """Read the header of a model, of all its parts if it is in several.
+
+    Raises GgufError, which names the part that is missing or wrong.
+    """
+    parts = model_parts(path)
+    if not parts:
+        explanation = "is a part of a model, but not the first; name the first"
+        raise GgufError(path, GgufFault.WRONG_PART, explanation)
+    first = read_header(parts[0])
+    if first.split_count != len(parts):
+        explanation = (
+            f"is one of {first.split_count} parts of a model by its header, of {len(parts)} by its "
+            f"name; parts are found by names that end in -00001-of-{first.split_count:05}.gguf"
+        )
+        raise GgufError(path, GgufFault.WRONG_PART, explanation)
+    if len(parts) == 1:
+        return first
+    headers = [first, *map(read_header, parts[1:])]
+    for number, (part, header) in enumerate(zip(parts, headers, strict=True)):
+        if header.split_number != number or header.split_count != len(parts):
+            explanation = f"is not part {number + 1} of {len(parts)}, which its name says"
+            raise GgufError(part, GgufFault.WRONG_PART, explanation)
+    return _joined(path, headers)
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Read the header of a model file; raises GgufError saying what is wrong with it."""
+    """Read the header of one file; raises GgufError saying what is wrong with it."""
     try:
         with open_regular(path) as file:
-            return _HeaderReader(path, file).read()
+            return _read(path, file)
+    except Damaged as err:
+        explanation = f"is a damaged GGUF: it {err}; download it again"
+        raise GgufError(path, GgufFault.DAMAGED, explanation) from err
     except FileNotFoundError as err:
         raise GgufError(path, GgufFault.MISSING, "does not exist") from err
     except NotRegular as err:
@@ -77,191 +133,114 @@ def read_header(path: Path) -> GgufHeader:
         raise GgufError(path, GgufFault.UNREADABLE, f"cannot be read: {err.strerror}") from err
 
 
-# Value types of the format: number -> struct code of the fixed-size ones.
-_SCALARS: Final[Mapping[int, str]] = {
-    0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
-}  # fmt: skip
-_STRING: Final = 8
-_ARRAY: Final = 9
-_MAX_ARRAY_DEPTH: Final = 4
-_WANTED_OF_ARCHITECTURE: Final = ("context_length", "block_count")
+def _read(path: Path, file: BinaryIO) -> GgufHeader:
+    size = file_size(file)
+    version = _read_version(path, file)
+    reader = ByteReader(file, min(size, MAX_HEADER_BYTES))
+    tensor_count, key_count = reader.unpack("<QQ")
+    if tensor_count > MAX_TENSORS or key_count > MAX_KEYS:
+        msg = f"claims {tensor_count} tensors and {key_count} metadata keys"
+        raise Damaged(msg)
+    metadata = read_metadata(reader, key_count)
+    tensors, needed = read_tensors(reader, tensor_count, metadata.alignment, size)
+    if needed > size:
+        _refuse_truncated(path, size, needed)
+    return _header(version, size, metadata, tensors)
 
 
-class _HeaderReader:
-    """Reads one header from start to end, never beyond the file or the bounds above."""
-
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self._path = path
-        self._file = file
-        self._file_bytes = file.seek(0, io.SEEK_END)
-        self._end = min(self._file_bytes, MAX_HEADER_BYTES)
-        file.seek(0)
-
-    def read(self) -> GgufHeader:
-        version = self._read_version()
-        tensor_count, key_count = self._unpack("<QQ")
-        if tensor_count > MAX_TENSORS or key_count > MAX_KEYS:
-            raise self._damaged(f"claims {tensor_count} tensors and {key_count} metadata keys")
-        found = self._read_metadata(key_count)
-        architecture = _text(found.get("general.architecture"))
-        return GgufHeader(
-            version=version,
-            file_bytes=self._file_bytes,
-            tensor_count=tensor_count,
-            name=_text(found.get("general.name")),
-            architecture=architecture,
-            context_length=_number(found.get(f"{architecture}.context_length")),
-            block_count=_number(found.get(f"{architecture}.block_count")),
-        )
-
-    def _read_version(self) -> int:
-        start = self._file.read(512)
-        if not start.startswith(b"GGUF"):
-            fault = GgufFault.NOT_GGUF if len(start) >= 4 else GgufFault.TOO_SHORT
-            raise GgufError(self._path, fault, f"is not a GGUF model: it {_describe(start)}")
-        if len(start) < SMALLEST_HEADER_BYTES:
-            explanation = (
-                f"ends after {len(start)} bytes, inside its header: an unfinished download?"
-            )
-            raise GgufError(self._path, GgufFault.TOO_SHORT, explanation)
-        version = int.from_bytes(start[4:8], "little")
-        self._check_version(version)
-        self._file.seek(8)
-        return version
-
-    def _check_version(self, version: int) -> None:
-        if version & 0xFFFF == 0 and version != 0:
-            explanation = "is a big-endian GGUF; get or convert to a little-endian one"
-            raise GgufError(self._path, GgufFault.WRONG_ENDIANNESS, explanation)
-        if version < READABLE_VERSIONS[0]:
-            explanation = (
-                f"has GGUF version {version}, which llama.cpp no longer reads; get a newer file"
-            )
-            raise GgufError(self._path, GgufFault.VERSION_TOO_OLD, explanation)
-        if version > READABLE_VERSIONS[-1]:
-            known = " and ".join(map(str, READABLE_VERSIONS))
-            explanation = f"has GGUF version {version}; versions {known} can be read"
-            raise GgufError(self._path, GgufFault.VERSION_TOO_NEW, explanation)
-
-    def _read_metadata(self, key_count: int) -> dict[str, Any]:
-        """Return the keys wanted; stops at the last of them, which come before the long ones."""
-        found: dict[str, Any] = {}
-        for _ in range(key_count):
-            key = self._read_text(MAX_KEPT_TEXT_BYTES)
-            if _is_wanted(key):
-                found[key] = self._read_value()
-            else:
-                self._skip_value(self._read_type())
-            if _has_all_wanted(found):
-                break
-        return found
-
-    def _read_value(self) -> Any:
-        kind = self._read_type()
-        if kind == _STRING:
-            return self._read_text(MAX_KEPT_TEXT_BYTES)
-        if kind in _SCALARS:
-            return self._unpack("<" + _SCALARS[kind])[0]
-        self._skip_value(kind)
-        return None
-
-    def _read_type(self) -> int:
-        kind: int = self._unpack("<I")[0]
-        return kind
-
-    def _read_text(self, limit_bytes: int) -> str:
-        (length,) = self._unpack("<Q")
-        if length > limit_bytes:
-            raise self._damaged(f"claims a text of {length} bytes in its metadata")
-        return self._take(length).decode("utf-8", "replace")
-
-    def _skip_value(self, kind: int, depth: int = 0) -> None:
-        if kind in _SCALARS:
-            self._skip(struct.calcsize(_SCALARS[kind]))
-        elif kind == _STRING:
-            self._skip(self._unpack("<Q")[0])
-        elif kind == _ARRAY and depth < _MAX_ARRAY_DEPTH:
-            self._skip_array(depth)
-        else:
-            raise self._damaged(f"has a metadata value of unknown type {kind}")
-
-    def _skip_array(self, depth: int) -> None:
-        kind, count = self._unpack("<IQ")
-        if kind in _SCALARS:
-            self._skip(count * struct.calcsize(_SCALARS[kind]))
-            return
-        if count > self._end:
-            raise self._damaged(f"claims an array of {count} values in its metadata")
-        for _ in range(count):
-            self._skip_value(kind, depth + 1)
-
-    def _unpack(self, layout: str) -> tuple[Any, ...]:
-        return struct.unpack(layout, self._take(struct.calcsize(layout)))
-
-    def _take(self, count: int) -> bytes:
-        taken = self._file.read(count) if self._file.tell() + count <= self._end else b""
-        if len(taken) < count:
-            raise self._damaged("ends inside its header")
-        return taken
-
-    def _skip(self, count: int) -> None:
-        if self._file.tell() + count > self._end:
-            raise self._damaged("ends inside its header")
-        self._file.seek(count, io.SEEK_CUR)
-
-    def _damaged(self, what: str) -> GgufError:
-        explanation = f"is a damaged GGUF: it {what}; download it again"
-        return GgufError(self._path, GgufFault.DAMAGED, explanation)
-
-
-def _is_wanted(key: str) -> bool:
-    return key in {"general.name", "general.architecture"} or key.endswith(
-        tuple(f".{name}" for name in _WANTED_OF_ARCHITECTURE)
+def _header(
+    version: int, size: int, metadata: Metadata, tensors: tuple[TensorInfo, ...]
+) -> GgufHeader:
+    values = metadata.of_architecture()
+    vocabulary = values.get("vocab_size")
+    return GgufHeader(
+        version=version,
+        file_bytes=size,
+        tensor_count=len(tensors),
+        name=metadata.text("general.name"),
+        architecture=metadata.architecture,
+        kind=metadata.text("general.type"),
+        context_length=_number(values.get("context_length")),
+        block_count=_number(values.get("block_count")),
+        embedding_length=_number(values.get("embedding_length")),
+        parameter_count=sum(tensor.values for tensor in tensors),
+        quantisation=_quantisation(metadata, tensors),
+        vocabulary=metadata.token_count or _number(vocabulary),
+        split_count=max(1, metadata.number("split.count")),
+        split_number=metadata.number("split.no"),
+        split_tensor_count=metadata.number("split.tensors.count"),
+        values=MappingProxyType(values),
+        tensors=tensors,
     )
 
 
-def _has_all_wanted(found: Mapping[str, Any]) -> bool:
-    architecture = found.get("general.architecture")
-    wanted = ("general.name", *(f"{architecture}.{name}" for name in _WANTED_OF_ARCHITECTURE))
-    return architecture is not None and all(key in found for key in wanted)
+def _read_version(path: Path, file: BinaryIO) -> int:
+    start = file.read(512)
+    if not start.startswith(b"GGUF"):
+        fault = GgufFault.NOT_GGUF if len(start) >= 4 else GgufFault.TOO_SHORT
+        raise GgufError(path, fault, f"is not a GGUF model: it {describe_start(start)}")
+    if len(start) < SMALLEST_HEADER_BYTES:
+        explanation = f"ends after {len(start)} bytes, inside its header: an unfinished download?"
+        raise GgufError(path, GgufFault.TOO_SHORT, explanation)
+    version = int.from_bytes(start[4:8], "little")
+    _check_version(path, version)
+    file.seek(8)
+    return version
 
 
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
+def _check_version(path: Path, version: int) -> None:
+    if version & 0xFFFF == 0 and version != 0:
+        explanation = "is a big-endian GGUF; get or convert to a little-endian one"
+        raise GgufError(path, GgufFault.WRONG_ENDIANNESS, explanation)
+    if version < READABLE_VERSIONS[0]:
+        explanation = (
+            f"has GGUF version {version}, which llama.cpp no longer reads; get a newer file"
+        )
+        raise GgufError(path, GgufFault.VERSION_TOO_OLD, explanation)
+    if version > READABLE_VERSIONS[-1]:
+        known = " and ".join(map(str, READABLE_VERSIONS))
+        explanation = f"has GGUF version {version}; versions {known} can be read"
+        raise GgufError(path, GgufFault.VERSION_TOO_NEW, explanation)
+
+
+def _refuse_truncated(path: Path, size: int, needed: int) -> NoReturn:
+    explanation = (
+        f"is incomplete: {needed - size} of its {needed} bytes are missing at the end; "
+        "an unfinished download?"
+    )
+    raise GgufError(path, GgufFault.TRUNCATED, explanation)
+
+
+def _quantisation(metadata: Metadata, tensors: tuple[TensorInfo, ...]) -> str | None:
+    """Return what the file says its weights' mix of types is, else the type that most are of."""
+    stated = FILE_TYPES.get(metadata.number("general.file_type", -1) & ~_GUESSED_FILE_TYPE)
+    if stated is not None:
+        return stated
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        sizes[tensor.type_name] += tensor.bytes
+    return max(sizes, key=sizes.__getitem__, default=None)
+
+
+def _joined(path: Path, headers: list[GgufHeader]) -> GgufHeader:
+    """Return the header of a model in parts: the first part's words, the weights of all."""
+    first = headers[0]
+    tensors = tuple(chain.from_iterable(header.tensors for header in headers))
+    if len(tensors) != first.split_tensor_count:
+        explanation = (
+            f"says its parts have {first.split_tensor_count} tensors, they have {len(tensors)}; "
+            "the parts are of different models: download them again"
+        )
+        raise GgufError(path, GgufFault.WRONG_PART, explanation)
+    return replace(
+        first,
+        file_bytes=sum(header.file_bytes for header in headers),
+        tensor_count=len(tensors),
+        parameter_count=sum(header.parameter_count for header in headers),
+        tensors=tensors,
+        quantisation=first.quantisation or headers[1].quantisation,
+    )
 
 
 def _number(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-# What people put in place of a model by accident: first bytes -> what that is.
-_LOOKALIKES: Final = (
-    (b"PK\x03\x04", "starts with 'PK': a zip archive or a PyTorch checkpoint"),
-    (b"version https://git-lfs", "is a Git LFS pointer: run `git lfs pull` where it came from"),
-    (b"\x1f\x8b", "is compressed with gzip"),
-    (b"\x28\xb5\x2f\xfd", "is compressed with zstd"),
-    (b"\xfd7zXZ", "is compressed with xz"),
-    (b"ggml", "is of the format before GGUF; get a newer file"),
-    (b"lmgg", "is of the format before GGUF; get a newer file"),
-    (b"tjgg", "is of the format before GGUF; get a newer file"),
-    (b"fmgg", "is of the format before GGUF; get a newer file"),
-    (b"\x80\x02", "is a Python pickle: a PyTorch checkpoint"),
-)
-
-
-def _describe(start: bytes) -> str:
-    """Say what a file that begins with `start` looks like."""
-    for magic, description in _LOOKALIKES:
-        if start.startswith(magic):
-            return description
-    if not start:
-        return "is empty: an unfinished download?"
-    if not start.strip(b"\0"):
-        return "starts with zeros: an unfinished download?"
-    if start.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "is an HTML page: a failed download"
-    if start[8:9] == b"{":
-        return "looks like safetensors: convert it to GGUF"
-    if start.lstrip()[:1] == b"{":
-        return "is JSON text: a failed download?"
-    return f"starts with the bytes {start[:4].hex(' ')}"
+    return value if isinstance(value, int) else None
