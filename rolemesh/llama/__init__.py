@@ -2,8 +2,12 @@
 
 In path order:
 
-parameters -> job (gguf, file_access, command) -> runtime_files -> server (log_tail)
--> readiness (load_progress) -> main: the composition root
+parameters -> node_directory -> job (job_checks, gguf, file_access; build, server_options: what the
+installed llama-server knows; model_options, command) -> runtime_files -> server_process, all by
+`main`, and from there on by `service`: server (log_tail, explanation, oom_kills) -> server_facts
+-> readiness (load_progress; wedge_watch, wedge, activity: whether it goes on) -> slot_cache
 
-`gguf`, `parameters` and `runtime_files` are also the agent's.
+`gguf`, `job`, `parameters`, `runtime_files` and `server_facts` are also the agent's.
+What a model takes is the agent's alone: hyperparameters, memory_options -> memory (memory_weights,
+memory_context).
 """

@@ -70,14 +70,18 @@ def _first_missing(path: Path, parent: Path) -> Path:
     return parent / path.relative_to(parent).parts[0]
 
 
+def hidden_directory(path: Path) -> tuple[str, str] | None:
+    """Return the directory above `path` that a unit's sandbox may hide, and what shows it again."""
+    found = (each for each in _SANDBOXED if path.is_relative_to(each[0]))
+    return next(found, None)
+
+
 def _sandbox_remedy(path: Path, *, in_unit: bool) -> str:
-    if not in_unit:
+    hidden = hidden_directory(path) if in_unit else None
+    if hidden is None:
         return ""
-    for directory, setting in _SANDBOXED:
-        if path.is_relative_to(directory):
-            return (
-                f"; services do not see {directory}: move it (to /var/lib/rolemesh/models), or run "
-                f"`systemctl edit rolemesh-llama@.service` and add a line [Service] and a line "
-                f"{setting}"
-            )
-    return ""
+    directory, setting = hidden
+    return (
+        f"; services do not see {directory}: move it (to /var/lib/rolemesh/models), or run "
+        f"`systemctl edit rolemesh-llama@.service` and add a line [Service] and a line {setting}"
+    )

@@ -3,44 +3,49 @@
 All that is wrong is told at once, as configuration problems: restarting would not help.
 """
 
-import os
-import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
-from rolemesh.config.settings import LlamaServer, ModelSettings, NodeSettings
+from rolemesh.config.settings import InstanceSettings, ModelSettings, NodeSettings
 from rolemesh.errors import ConfigError, Problem
-from rolemesh.llama import command, file_access, gguf
-from rolemesh.llama.command import ServerCommand
+from rolemesh.llama import command
+from rolemesh.llama.build import Builds, file_signature
+from rolemesh.llama.command import Devices, ServerCommand
+from rolemesh.llama.gguf_parts import model_parts
+from rolemesh.llama.job_checks import JobChecks, wrong_options
+from rolemesh.llama.model_options import Option, model_files
 from rolemesh.llama.parameters import Parameters
+from rolemesh.llama.server_options import UNKNOWN_BUILD, ServerBuild
 from rolemesh.names import InstanceName
-
-PROGRAM_NAME: Final = "llama-server"
-_PROGRAM_REMEDY: Final = (
-    "install llama.cpp's server (Debian: apt install llama.cpp-tools), or set llama_server.path"
-)
-# A large model is cut into parts; llama-server is given the first and finds the others.
-_PART: Final = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """What one instance runs.
 
-    `source` names where the model was chosen; `model_bytes` is the size of all its files;
+    `source` names where the model was chosen; `generation` is that of the parameters, 0 without.
+    `files` are all that the llama-server reads; `model_bytes` is the size of the weights.
     `server_args` are those the operator gave.
+    `args_hash` changes with whatever determines how the engine behaves, `settings_hash` with the
+    settings that it was started with. `slot_directory` is where
+    the llama-server saves the KV cache of its slots, None when it does not.
     """
 
     instance: InstanceName
     model: ModelSettings
     source: str
+    generation: int
     command: ServerCommand
     server_args: tuple[str, ...]
+    files: tuple[Path, ...]
     model_bytes: int
     load_timeout_s: float
+    wedge_after_s: float
+    build: ServerBuild
+    args_hash: str
+    settings_hash: str
+    slot_directory: Path | None
 
 
 def prepare_job(
@@ -51,38 +56,47 @@ def prepare_job(
     parameters_path: Path,
     socket: Path,
     environment: Mapping[str, str],
+    builds: Builds | None = None,
+    slot_directory: Path | None = None,
 ) -> Job:
-    """Return what to run; raises ConfigError with everything that prevents it."""
+    """Return what to run; raises ConfigError with everything that prevents it.
+
+    `builds` remembers what llama-servers said of themselves. `slot_directory` is used for a model
+    that saves its slots.
+    """
     model, source = choose_model(settings, instance, parameters, parameters_path)
-    in_unit = "INVOCATION_ID" in environment
-    problems = _Problems(in_unit=in_unit)
-    program = problems.find_program(settings.llama_server, environment.get("PATH"))
-    model_bytes = problems.check_model(model)
-    problems.check_args(
-        "llama_server.args", settings.llama_server.origin, settings.llama_server.args
-    )
-    problems.check_args(f"models.{model.model_id}.args", model.origin, model.args)
-    if problems.found or program is None:
-        raise ConfigError(tuple(problems.found))
+    devices = find_devices(settings.instances.get(instance), instance, parameters)
+    slot_directory = slot_directory if model.save_slots else None
+
+    def options_for(build: ServerBuild) -> tuple[Option, ...]:
+        return command.set_options(model, build, devices, slot_directory)
+
+    ready = _check(settings, model, environment, builds or Builds(), options_for)
     argv = command.build_argv(
-        program=program,
-        instance=instance,
+        program=ready.program,
         model=model,
         socket=socket,
+        build=ready.build,
+        options=options_for(ready.build),
         extra_args=settings.llama_server.args,
     )
-    devices = parameters.devices if parameters else None
     return Job(
         instance=instance,
         model=model,
         source=source,
+        generation=parameters.generation if parameters else 0,
         command=ServerCommand(
-            argv=argv,
-            environment=command.build_environment(environment, instance, devices),
+            argv=argv, environment=command.build_environment(environment, devices)
         ),
         server_args=(*settings.llama_server.args, *model.args),
-        model_bytes=model_bytes,
+        files=(*model_parts(model.path), *(path for _, path in model_files(model))),
+        model_bytes=ready.model_bytes,
         load_timeout_s=settings.policy.load_timeout_s,
+        wedge_after_s=settings.policy.wedge_after_s,
+        build=ready.build,
+        args_hash=command.arguments_hash(ready.identity, argv),
+        settings_hash=command.settings_hash(settings, model),
+        slot_directory=slot_directory,
     )
 
 
@@ -115,81 +129,54 @@ def choose_model(
     return model, source
 
 
-class _Problems:
-    """Checks the parts of a job and collects what is wrong with them."""
-
-    def __init__(self, *, in_unit: bool) -> None:
-        self.found: list[Problem] = []
-        self._in_unit = in_unit
-
-    def find_program(self, configured: LlamaServer, search_path: str | None) -> Path | None:
-        """Return the llama-server to execute, None when there is none that could be."""
-        if configured.path is not None:
-            return self._check_program(configured.path.absolute(), configured.origin)
-        found = shutil.which(PROGRAM_NAME, path=search_path)
-        if found is None:
-            self._add("", "llama_server.path", f"no {PROGRAM_NAME} in PATH; {_PROGRAM_REMEDY}")
-            return None
-        return Path(found)
-
-    def check_model(self, model: ModelSettings) -> int:
-        """Return the size of the model's files, 0 when they cannot be used."""
-        key = f"models.{model.model_id}.path"
-        try:
-            return sum(gguf.read_header(part).file_bytes for part in model_parts(model.path))
-        except gguf.GgufError as err:
-            self._add(model.origin, key, self._explain_model(err))
-        except ValueError as err:
-            self._add(model.origin, key, str(err))
-        return 0
-
-    def check_args(self, key: str, origin: str, args: tuple[str, ...]) -> None:
-        """Refuse options that are RoleMesh's alone."""
-        option = command.reserved_option(args)
-        if option is not None:
-            reason = command.RESERVED_OPTIONS[option]
-            self._add(origin, key, f"{option} cannot be given: {reason}; remove it")
-
-    def _check_program(self, program: Path, origin: str) -> Path | None:
-        message = self._explain_program(program)
-        if message:
-            self._add(origin, "llama_server.path", message)
-            return None
-        return program
-
-    def _explain_program(self, program: Path) -> str:
-        """Say what is wrong with the program, "" if nothing is."""
-        if not os.path.lexists(program):
-            absence = file_access.explain_absence(program, in_unit=self._in_unit)
-            return f"{absence}; {_PROGRAM_REMEDY}"
-        if program.is_dir():
-            return f"{program} is a directory; name the program in it"
-        if not os.access(program, os.X_OK):
-            user = file_access.user_name()
-            return f"{program} may not be executed by user {user}; chmod a+rx helps"
-        return ""
-
-    def _explain_model(self, err: gguf.GgufError) -> str:
-        if err.fault is gguf.GgufFault.MISSING:
-            return file_access.explain_absence(err.path, in_unit=self._in_unit)
-        if isinstance(err.__cause__, PermissionError):
-            return file_access.explain_refusal(err.path, in_unit=self._in_unit)
-        return str(err)
-
-    def _add(self, where: str, key: str, message: str) -> None:
-        self.found.append(Problem(where=where, key=key, message=message))
+def find_devices(
+    configured: InstanceSettings | None, instance: InstanceName, parameters: Parameters | None
+) -> Devices:
+    """Return an instance's devices: those the agent names, else GPUs by their numbers."""
+    if command.is_cpu(instance):
+        return command.NO_GPU
+    if parameters is not None:
+        return command.devices_from(parameters.devices)
+    own = int(instance.removeprefix("gpu").partition("-")[0])
+    return Devices(numbers=(configured and configured.gpus) or (own,))
 
 
-def model_parts(path: Path) -> tuple[Path, ...]:
-    """Return the files of a model; raises ValueError when `path` is a part but not the first."""
-    part = _PART.fullmatch(path.name)
-    if part is None:
-        return (path,)
-    if int(part["number"]) != 1:
-        first = path.with_name(f"{part['stem']}-00001-of-{part['count']}.gguf")
-        msg = f"{path} is not the first part of its model; name {first}"
-        raise ValueError(msg)
-    return tuple(
-        path.with_name(f"{part['stem']}-{number:05}-of-{part['count']}.gguf")
-        for number in range(1, int(part["count"]) + 1)
-    )
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """What was found in order."""
+
+    program: Path
+    build: ServerBuild
+    model_bytes: int
+
+    @property
+    def identity(self) -> str:
+        """What the program is: its build, or else its file."""
+        return self.build.version or f"{self.program} {file_signature(self.program)}"
+
+
+def _check(
+    settings: NodeSettings,
+    model: ModelSettings,
+    environment: Mapping[str, str],
+    builds: Builds,
+    options_for: Callable[[ServerBuild], tuple[Option, ...]],
+) -> _Ready:
+    """Check everything that a model needs here; raises ConfigError."""
+    server = settings.llama_server
+    checks = JobChecks(in_unit="INVOCATION_ID" in environment)
+    program = checks.find_program(server, environment.get("PATH"))
+    model_bytes = checks.check_model(model)
+    checks.check_arguments(server, model)
+    build = UNKNOWN_BUILD
+    if program is not None:
+        build = builds.of(program, environment)
+        problems = list(wrong_options(build, server, model, options_for(build)))
+        if problems:
+            # What is remembered may be older than a library of the program.
+            build = builds.ask_again(program, environment)
+            problems = list(wrong_options(build, server, model, options_for(build)))
+        checks.found += problems
+    if checks.found or program is None:
+        raise ConfigError(tuple(checks.found))
+    return _Ready(program, build, model_bytes)

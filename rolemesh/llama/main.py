@@ -1,36 +1,37 @@
-"""Composition root of rolemesh-llama: options -> job -> one llama-server, from start to end."""
+"""Composition root of rolemesh-llama: options -> job -> one llama-server; `service` has the rest.
+
+A request waits for what is done and imported here. So nothing here needs an event loop.
+"""
 
 import argparse
-import asyncio
-import contextlib
 import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from rolemesh import __version__
-from rolemesh.address import UpstreamAddress
 from rolemesh.config import cli
+from rolemesh.config.settings import NodeSettings
 from rolemesh.errors import ConfigError, RoleMeshError
+from rolemesh.llama.build import Builds, cache_directory
 from rolemesh.llama.job import Job, prepare_job
+from rolemesh.llama.leftovers import LeftProcesses, wait_for_leftovers
+from rolemesh.llama.node_directory import load_settings
 from rolemesh.llama.parameters import read_parameters
-from rolemesh.llama.readiness import Loading, choose_trial, keep_watch
 from rolemesh.llama.runtime_files import RuntimeFiles, hold_lock
-from rolemesh.llama.server import LlamaServer, ServerEnded, open_server
+from rolemesh.llama.server_process import ServerEnded, start_server
 from rolemesh.names import InstanceName, parse_instance
-from rolemesh.runtime.daemon import EXIT_CONFIG, EXIT_FAILURE, EXIT_OK
-from rolemesh.runtime.log import setup_logging, stderr_is_journal
-from rolemesh.runtime.notify import Notifier, watchdog_interval_s
+from rolemesh.runtime.log import setup_logging
+from rolemesh.runtime.notify import Notifier
 
 logger = logging.getLogger(__name__)
 
 PARAMETERS_DIRECTORY: Final = Path("/run/rolemesh/llama")
 LOCK_WAIT_S: Final = 15.0
-UNWATCHED_INTERVAL_S: Final = 5.0
-"""How often /health is asked when no service manager watches, for the sake of STATUS."""
+EXIT_FAILURE: Final = 1
 
 
 def main() -> None:
@@ -49,15 +50,47 @@ def run(arguments: Sequence[str]) -> int:
         options.instance, program="rolemesh-llama", constant={"instance": options.instance}
     )
     notifier = Notifier()
+    _end_on_signals()
     try:
-        files = RuntimeFiles.of(options.instance, os.environ)
-        job = _prepare(options, files)
-        asyncio.run(_run_until_stopped(job, files, notifier))
+        return _run(options, notifier)
     except RoleMeshError as err:
         logger.critical("%s", err)
         notifier.status(_one_line(err))
         return _exit_status(err)
-    return EXIT_OK
+
+
+def _end_on_signals() -> None:
+    """Have SIGTERM and SIGINT end this process, until `service` knows better.
+
+    A llama-server that has been started by then is killed by the kernel.
+    """
+
+    def end(_number: int, _frame: object) -> None:
+        sys.exit(cli.EXIT_OK)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+
+
+def _run(options: argparse.Namespace, notifier: Notifier) -> int:
+    def waiting(holder: str) -> None:
+        notifier.status(f"waiting for {holder}, to end")
+
+    files = RuntimeFiles.of(options.instance, os.environ)
+    job = _prepare(options, files)
+    wait_for_leftovers(options.instance, wait_s=LOCK_WAIT_S, waiting=waiting)
+    with hold_lock(files, wait_s=LOCK_WAIT_S, waiting=waiting) as lock_fd:
+        # Only now: whose lock it is, whose socket it is.
+        files.remove_socket()
+        try:
+            started = start_server(job.command, lock_fd=lock_fd)
+            # Imported here: the llama-server loads its model meanwhile.
+            from rolemesh.llama import service  # noqa: PLC0415
+
+            return service.serve(job, files, started, notifier)
+        finally:
+            files.remove_socket()
+            files.remove_facts()
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -87,103 +120,34 @@ def _instance(text: str) -> InstanceName:
 
 def _prepare(options: argparse.Namespace, files: RuntimeFiles) -> Job:
     files.prepare()
+    parameters = read_parameters(options.parameters)
+    cache = cache_directory(os.environ)
+    settings = load_settings(
+        cli.source_from(options, program="node"),
+        options.instance,
+        parameters,
+        in_unit="INVOCATION_ID" in os.environ,
+    )
     return prepare_job(
-        settings=cli.load_node_settings(options),
+        settings=settings,
         instance=options.instance,
-        parameters=read_parameters(options.parameters),
+        parameters=parameters,
         parameters_path=options.parameters,
         socket=files.socket,
         environment=os.environ,
+        builds=Builds(cache),
+        slot_directory=_slot_directory(settings, cache, options.instance),
     )
 
 
-async def _run_until_stopped(job: Job, files: RuntimeFiles, notifier: Notifier) -> None:
-    """Run `_serve`, and have SIGTERM or SIGINT cancel it wherever it is."""
-    with _stop_signals(notifier) as stopping:
-        try:
-            await _serve(job, files, notifier)
-        except asyncio.CancelledError:
-            if not stopping.is_set():
-                raise
-            logger.info("stopped")
+def _slot_directory(
+    settings: NodeSettings, cache: Path | None, instance: InstanceName
+) -> Path | None:
+    if not any(model.save_slots for model in settings.models.values()):
+        return None
+    from rolemesh.llama.slot_cache import make_slot_directory  # noqa: PLC0415
 
-
-@contextlib.contextmanager
-def _stop_signals(notifier: Notifier) -> Iterator[asyncio.Event]:
-    """Have SIGTERM and SIGINT cancel the calling task, once; the event says that they did."""
-    loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
-    stopping = asyncio.Event()
-
-    def stop(number: signal.Signals) -> None:
-        if task is not None and not stopping.is_set():
-            stopping.set()
-            logger.info("%s received: stopping", number.name)
-            notifier.stopping("stopping llama-server")
-            task.cancel()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop, number)
-    yield stopping
-
-
-async def _serve(job: Job, files: RuntimeFiles, notifier: Notifier) -> None:
-    """The life of a llama-server in order; ends by an error or by being cancelled."""
-
-    def waiting(holder: str) -> None:
-        notifier.status(f"waiting for {holder}, to end")
-
-    async with hold_lock(files, wait_s=LOCK_WAIT_S, waiting=waiting) as lock_fd:
-        # Only now: whose lock it is, whose socket it is.
-        files.remove_socket()
-        try:
-            async with open_server(
-                job.command,
-                lock_fd=lock_fd,
-                sink=sys.stderr.buffer,
-                line_prefix="" if stderr_is_journal() else f"{job.instance}: ",
-                told=notifier.status,
-            ) as server:
-                await _load_and_watch(
-                    job, server, UpstreamAddress.unix(str(files.socket)), notifier
-                )
-        finally:
-            files.remove_socket()
-
-
-async def _load_and_watch(
-    job: Job, server: LlamaServer, address: UpstreamAddress, notifier: Notifier
-) -> None:
-    def told(text: str, extension_s: float) -> None:
-        notifier.status(text)
-        notifier.extend_timeout(extension_s)
-
-    logger.info("loading %s (from %s)", job.model.model_id, job.source)
-    loading = Loading(
-        server=server,
-        address=address,
-        trial=choose_trial(job.model.model_id, job.server_args),
-        model_id=job.model.model_id,
-        model_bytes=job.model_bytes,
-        timeout_s=job.load_timeout_s,
-        told=told,
-    )
-    await loading.finish()
-    serving = f"serving {job.model.model_id} (from {job.source})"
-    logger.info("%s", serving)
-    notifier.ready(serving)
-
-    def alive() -> None:
-        notifier.watchdog()
-        notifier.status(serving)
-
-    await keep_watch(
-        server=server,
-        address=address,
-        interval_s=watchdog_interval_s() or UNWATCHED_INTERVAL_S,
-        alive=alive,
-        silent=notifier.status,
-    )
+    return make_slot_directory(cache, instance)
 
 
 def _one_line(err: RoleMeshError) -> str:
@@ -193,10 +157,11 @@ def _one_line(err: RoleMeshError) -> str:
 
 def _exit_status(err: RoleMeshError) -> int:
     match err:
-        case ConfigError():
-            return EXIT_CONFIG
+        case ConfigError() | LeftProcesses():
+            # Starting it again would not help.
+            return cli.EXIT_CONFIG
         case ServerEnded(could_not_run=True):
-            return EXIT_CONFIG
+            return cli.EXIT_CONFIG
         case ServerEnded(status=status) if status < 0:
             return 128 - status
         case _:

@@ -1,7 +1,8 @@
-"""What the agent tells an instance to run: {"model_id", "devices", "generation"} and nothing else.
+"""What the agent tells an instance to run: {"model_id", "devices", "generation", "config"}.
 
 The file crosses a trust boundary (the agent writes it, this program executes things), so it is
-read bounded and strictly, and it never says what is executed.
+read bounded and strictly, and it never says what is executed: `config` only chooses among the
+directories of configuration that root owns.
 """
 
 import json
@@ -13,22 +14,30 @@ from typing import Any, Final
 
 from rolemesh import jsonread
 from rolemesh.errors import ConfigError, Problem
+from rolemesh.llama.command import UUID_PREFIXES
 from rolemesh.llama.file_access import NotRegular, open_regular
 from rolemesh.names import ModelId
 
 MAX_BYTES: Final = 64 * 1024
-_KEYS: Final = frozenset({"model_id", "devices", "generation"})
-# A UUID of a GPU or of a MIG slice; no comma, so that one device stays one.
-_DEVICE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9/:._-]{0,127}")
+_KEYS: Final = frozenset({"model_id", "devices", "generation", "config"})
+# A UUID of a GPU or of a MIG slice, or a name as of `llama-server --list-devices`; no comma, so
+# that one device stays one.
+_DEVICE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9/:._\[\]-]{0,127}")
+_CONFIG: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """Which model on which devices; `generation` grows with each change of the file."""
+    """Which model on which devices; `generation` grows with each change of the file.
+
+    `devices` are UUIDs of GPUs, or names as of `llama-server --list-devices`. `config` NAME: the
+    configuration is that of the agent NAME, in node-NAME.d; "": that of the first, in node.d.
+    """
 
     model_id: ModelId
     devices: tuple[str, ...]
     generation: int
+    config: str = ""
 
 
 def read_parameters(path: Path) -> Parameters | None:
@@ -69,15 +78,27 @@ def _parse(content: bytes) -> Parameters:
         model_id=ModelId(jsonread.get_str(fields, "model_id")),
         devices=_devices(fields),
         generation=jsonread.get_optional_int(fields, "generation") or 0,
+        config=_config(fields),
     )
+
+
+def _config(fields: Mapping[str, Any]) -> str:
+    name = jsonread.get_optional_str(fields, "config") or ""
+    if name and not _CONFIG.fullmatch(name):
+        msg = f"config: expected the name of an agent (a-z, 0-9, -), found {name!r}"
+        raise ValueError(msg)
+    return name
 
 
 def _devices(fields: Mapping[str, Any]) -> tuple[str, ...]:
     devices = jsonread.get_strings(fields, "devices")
     for device in devices:
         if not _DEVICE.fullmatch(device):
-            msg = f"devices: expected UUIDs of GPUs, found {device!r}"
+            msg = f"devices: expected UUIDs of GPUs or names of devices, found {device!r}"
             raise ValueError(msg)
+    if len({device.startswith(UUID_PREFIXES) for device in devices}) > 1:
+        msg = "devices: expected either UUIDs of GPUs or names of devices, found both"
+        raise ValueError(msg)
     return devices
 
 

@@ -4,17 +4,17 @@ The lock is held by rolemesh-llama *and* inherited by its llama-server, so that 
 when both are gone: two llama-servers of one instance never overlap.
 """
 
-import asyncio
 import contextlib
 import fcntl
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from rolemesh.errors import ConfigError, Problem, StartError
+from rolemesh.llama import server_facts
 from rolemesh.names import InstanceName
 
 DEFAULT_ROOT: Final = Path("/run/rolemesh-llama")
@@ -47,6 +47,11 @@ class RuntimeFiles:
         """The file whose lock says that somebody runs the instance; it holds the holder's pid."""
         return self.directory / "lock"
 
+    @property
+    def facts(self) -> Path:
+        """What is said of the running llama-server, see server_facts."""
+        return self.directory / server_facts.FILE_NAME
+
     def prepare(self) -> None:
         """Make the directory; raises ConfigError when it cannot be used."""
         length = len(os.fsencode(self.socket))
@@ -72,14 +77,19 @@ class RuntimeFiles:
             explanation = f"cannot be removed: {err.strerror}; remove it"
             raise _unusable(self.socket, explanation) from err
 
+    def remove_facts(self) -> None:
+        """Take back what was said of a llama-server that runs no more."""
+        with contextlib.suppress(OSError):
+            self.facts.unlink(missing_ok=True)
 
-@contextlib.asynccontextmanager
-async def hold_lock(
+
+@contextlib.contextmanager
+def hold_lock(
     files: RuntimeFiles, *, wait_s: float, waiting: Callable[[str], None]
-) -> AsyncIterator[int]:
+) -> Iterator[int]:
     """Hold the instance's lock; yields its file descriptor, for the llama-server to inherit.
 
-    While a previous holder has it, `waiting` is told who that is. Raises StartError after
+    Blocks while a previous holder has it; `waiting` is told who that is. Raises StartError after
     `wait_s`, ConfigError when the lock file cannot be used.
     """
     try:
@@ -87,7 +97,7 @@ async def hold_lock(
     except OSError as err:
         raise _unusable(files.lock, f"cannot be opened: {err.strerror}") from err
     try:
-        await _lock(fd, files, wait_s, waiting)
+        _lock(fd, files, wait_s, waiting)
         os.ftruncate(fd, 0)
         os.pwrite(fd, b"%d\n" % os.getpid(), 0)
         yield fd
@@ -95,9 +105,7 @@ async def hold_lock(
         os.close(fd)
 
 
-async def _lock(
-    fd: int, files: RuntimeFiles, wait_s: float, waiting: Callable[[str], None]
-) -> None:
+def _lock(fd: int, files: RuntimeFiles, wait_s: float, waiting: Callable[[str], None]) -> None:
     deadline = time.monotonic() + wait_s
     while not _try_lock(fd):
         holder = _holder(fd)
@@ -105,7 +113,7 @@ async def _lock(
             raise StartError(_held_message(files, holder, wait_s))
         waiting(holder)
         # The kernel tells nobody when a lock becomes free, short of blocking a thread on it.
-        await asyncio.sleep(LOCK_POLL_S)
+        time.sleep(LOCK_POLL_S)
 
 
 def _try_lock(fd: int) -> bool:

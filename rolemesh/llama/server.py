@@ -1,6 +1,6 @@
-"""The llama-server process: its start, its log, its end.
+"""A running llama-server: its log, and its end.
 
-Leaving `open_server` stops it, however that happens; the kernel kills it when this process dies.
+Leaving `open_server` stops it, however that happens.
 """
 
 import asyncio
@@ -10,72 +10,74 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from typing import BinaryIO, Final
 
-from rolemesh.errors import NodeError
-from rolemesh.llama.command import ServerCommand
+from rolemesh.llama.explanation import explain_end
 from rolemesh.llama.log_tail import LogTail
-from rolemesh.runtime import tied_exec
+from rolemesh.llama.oom_kills import OomKills
+from rolemesh.llama.server_process import ServerEnded, StartedServer
 from rolemesh.runtime.child_process import ChildProcess
 
 # llama-server hangs on the first SIGTERM while a client streams and ends on the second. What does
 # not help within the time after it is followed by the next.
 STOP_SEQUENCE: Final = ((signal.SIGTERM, 3.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
 
-# The socket is for the owner and the group: the agent is in it.
-_UMASK: Final = 0o007
 _LOG_CHUNK_BYTES: Final = 64 * 1024
 # A pipe holds one such chunk; bounded in case a process left behind goes on writing.
 _LAST_CHUNKS: Final = 4
 
 
-class ServerEnded(NodeError):
-    """The llama-server ended by itself; `status` as subprocess has it (negative: a signal)."""
-
-    def __init__(self, status: int, explanation: str) -> None:
-        super().__init__(
-            f"llama-server {describe_status(status)}: {explanation or 'it said nothing'}"
-        )
-        self.status = status
-
-    @property
-    def could_not_run(self) -> bool:
-        """Whether the program itself is at fault: not executable, or a library is missing."""
-        return self.status in {tied_exec.CANNOT_EXECUTE, tied_exec.NOT_FOUND}
-
-
-def describe_status(status: int) -> str:
-    """Say how a process ended."""
-    if status >= 0:
-        return f"exited with status {status}"
-    try:
-        return f"was killed by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"was killed by signal {-status}"
-
-
 class LlamaServer:
     """A llama-server from its start to its end; made by `open_server`."""
 
-    def __init__(self, child: ChildProcess, log: LogTail) -> None:
+    def __init__(self, child: ChildProcess, log: LogTail, heard: asyncio.Event) -> None:
         self._child = child
+        self._heard = heard
         self.log = log
+        self._oom_kills = OomKills()
+        self._kills = (self._oom_kills.count(),) * 2
 
     @property
     def pid(self) -> int:
         """The pid of the llama-server."""
         return self._child.pid
 
+    async def hears_within(self, seconds: float) -> bool:
+        """Wait `seconds`, or less when it writes to its log; tell whether it has since last asked.
+
+        Raises ServerEnded as soon as it has ended.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._heard.wait()
+        heard = self._heard.is_set()
+        self._heard.clear()
+        await self.pass_time(0)
+        return heard
+
     async def pass_time(self, seconds: float) -> None:
         """Wait `seconds`; raises ServerEnded as soon as the llama-server has ended."""
+        # Of two times back: it may have been killed between two calls.
+        self._kills = (self._kills[1], self._oom_kills.count())
         if await self._child.ended_within(seconds):
-            raise ServerEnded(await self._child.wait(), self.log.explanation())
+            raise self._end(await self._child.wait())
+
+    def _end(self, status: int) -> ServerEnded:
+        oom_killed = self._oom_kills.count() > self._kills[0]
+        return ServerEnded(status, explain_end(status, self.log.lines(), oom_killed=oom_killed))
 
     async def stop(self, told: Callable[[str], None]) -> None:
-        """End the llama-server; returns once it is gone. `told` hears when that is impossible."""
+        """End the llama-server; returns once it is gone.
+
+        `told` hears when that is impossible, and when somebody else had killed it: systemd has us
+        stop when that was the kernel.
+        """
         for number, patience_s in STOP_SEQUENCE:
             self._child.send_signal(number)
             # One that somebody has stopped (SIGSTOP) gets to see the signal only when it goes on.
             self._child.send_signal(signal.SIGCONT)
             if await self._child.ended_within(patience_s):
+                status = await self._child.wait()
+                if status == -signal.SIGKILL != -number:
+                    told(str(self._end(status)))
                 return
         told(f"llama-server (pid {self.pid}) cannot be killed: it is stuck in the kernel")
         await self._child.wait()
@@ -83,37 +85,13 @@ class LlamaServer:
 
 @contextlib.asynccontextmanager
 async def open_server(
-    command: ServerCommand,
-    *,
-    lock_fd: int,
-    sink: BinaryIO,
-    line_prefix: str,
-    told: Callable[[str], None],
+    started: StartedServer, *, sink: BinaryIO, line_prefix: str, told: Callable[[str], None]
 ) -> AsyncIterator[LlamaServer]:
-    """Start a llama-server that inherits `lock_fd`.
-
-    Its log goes line by line to `sink`, each line after `line_prefix`. Raises ServerEnded when the system has no room for a process.
-    """
-    log = LogTail(line_prefix)
-    read_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    os.set_blocking(write_fd, True)
-    reader = _LogReader(read_fd, log, sink)
-    try:
-        child = ChildProcess.spawn(
-            command.argv,
-            environment=command.environment,
-            death_signal=signal.SIGKILL,
-            on_exit=lambda _status: reader.close(),
-            output_fd=write_fd,
-            umask=_UMASK,
-            keep_fds=(lock_fd,),
-        )
-    except OSError as err:
-        reader.close()
-        raise ServerEnded(tied_exec.CANNOT_EXECUTE, f"cannot be started: {err.strerror}") from err
-    finally:
-        os.close(write_fd)
-    server = LlamaServer(child, log)
+    """Look after a llama-server: its log goes line by line to `sink`, each after `line_prefix`."""
+    log, heard = LogTail(line_prefix), asyncio.Event()
+    reader = _LogReader(started.log_fd, log, sink, heard)
+    child = ChildProcess.adopt(started.process, lambda _status: reader.close())
+    server = LlamaServer(child, log, heard)
     try:
         yield server
     finally:
@@ -121,9 +99,10 @@ async def open_server(
 
 
 class _LogReader:
-    """Passes a pipe's lines on to the sink and keeps the last ones."""
+    """Passes a pipe's lines on to the sink and keeps the last ones; sets `heard` with each."""
 
-    def __init__(self, fd: int, log: LogTail, sink: BinaryIO) -> None:
+    def __init__(self, fd: int, log: LogTail, sink: BinaryIO, heard: asyncio.Event) -> None:
+        self._heard = heard
         self._fd = fd
         self._log = log
         self._sink = sink
@@ -144,6 +123,7 @@ class _LogReader:
         except BlockingIOError:
             return False
         self._pass_on(self._log.feed(chunk))
+        self._heard.set()
         if not chunk:
             self._end()
         return bool(chunk)

@@ -7,20 +7,17 @@ import asyncio
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Self
 
-from rolemesh.runtime import tied_exec
+from rolemesh.runtime.tied_process import start_tied
 
 
 class ChildProcess:
     """A running (or ended) child; made by `spawn`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], *, owns_group: bool) -> None:
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
-        self._owns_group = owns_group
         self._ended = asyncio.Event()
 
     @classmethod
@@ -43,17 +40,23 @@ class ChildProcess:
         the child's stdout and stderr. With `new_session` it leads a process group of its own.
         That argv[0] cannot be executed shows as exit status 126 or 127.
         """
-        process = subprocess.Popen(  # noqa: S603 - argv is the caller's business
-            _tied(argv, death_signal),
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=output_fd,
-            stderr=output_fd,
+        process = start_tied(
+            argv,
+            environment=environment,
+            death_signal=death_signal,
+            output_fd=output_fd,
             umask=umask,
-            pass_fds=keep_fds,
-            start_new_session=new_session,
+            keep_fds=keep_fds,
+            new_session=new_session,
         )
-        child = cls(process, owns_group=new_session)
+        child = cls(process)
+        child._watch(on_exit)
+        return child
+
+    @classmethod
+    def adopt(cls, process: subprocess.Popen[bytes], on_exit: Callable[[int], None]) -> Self:
+        """Watch over what `start_tied` has started without a session of its own."""
+        child = cls(process)
         child._watch(on_exit)
         return child
 
@@ -70,14 +73,6 @@ class ChildProcess:
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to the child; no effect once it has ended."""
         self._process.send_signal(number)
-
-    def kill_group(self) -> None:
-        """Kill what is left of the child's own process group; no effect without one."""
-        if self._owns_group:
-            try:
-                os.killpg(self.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                return
 
     async def wait(self) -> int:
         """Return the exit status once the child has ended."""
@@ -106,9 +101,3 @@ class ChildProcess:
                 on_exit(status)
 
         loop.add_reader(pidfd, exited)
-
-
-def _tied(argv: Sequence[str], death_signal: signal.Signals) -> list[str]:
-    script = str(Path(tied_exec.__file__).resolve())
-    prefix = [sys.executable, "-I", "-S", script, str(int(death_signal)), str(os.getpid())]
-    return [*prefix, *argv]

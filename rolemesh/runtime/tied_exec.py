@@ -6,11 +6,12 @@ PR_SET_PDEATHSIG has to be set between fork and exec. A preexec_fn would run Pyt
 forked copy of an interpreter that may have threads; this program is a fresh interpreter instead,
 and the pid stays the same through exec. Exit status 126: PROGRAM cannot be executed; 127: it is
 not there (as a shell has it); the reason goes to stderr.
+
+A request for a cold model waits for it: the module `signal` would take a third of its time.
 """
 
-import ctypes
+import _signal as signal  # type: ignore[import-not-found]
 import os
-import signal
 import sys
 
 PR_SET_PDEATHSIG = 1
@@ -20,6 +21,8 @@ NOT_FOUND = 127
 
 def tie_to_parent(death_signal: int, parent_pid: int) -> None:
     """Have the kernel send `death_signal` to this process when its parent dies."""
+    import ctypes  # noqa: PLC0415 - whoever asks for the constants above has no use for it
+
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, death_signal) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     # The parent may have died before the call above: then nobody would ever send the signal.

@@ -1,14 +1,17 @@
 """What an instance runs, and everything that may prevent it."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 
 from rolemesh.config.settings import InstanceSettings, LlamaServer, ModelSettings, NodeSettings
 from rolemesh.errors import ConfigError
-from rolemesh.llama.job import Job, choose_model, model_parts, prepare_job
+from rolemesh.llama.build import Builds
+from rolemesh.llama.job import Job, choose_model, find_devices, prepare_job
 from rolemesh.llama.parameters import Parameters
 from rolemesh.names import InstanceName, ModelId, NodeId, Role
 
@@ -28,15 +31,13 @@ def settings(
     )
 
 
-def model(
-    name: str = "coder", path: Path = Path("/m.gguf"), args: tuple[str, ...] = ()
-) -> ModelSettings:
+def model(name: str = "coder", path: Path = Path("/m.gguf"), **fields: Any) -> ModelSettings:
     return ModelSettings(
         model_id=ModelId(name),
         path=path,
         roles=(Role("coder"),),
-        args=args,
         origin="/etc/rolemesh/node.d/10.yaml:7",
+        **fields,
     )
 
 
@@ -59,7 +60,12 @@ def program(tmp_path: Path) -> Path:
     return path
 
 
-def job_of(node: NodeSettings, parameters: Parameters | None = None, path: str = "/absent") -> Job:
+def job_of(
+    node: NodeSettings,
+    parameters: Parameters | None = None,
+    path: str = "/absent",
+    **options: Any,
+) -> Job:
     return prepare_job(
         settings=node,
         instance=GPU0,
@@ -67,6 +73,7 @@ def job_of(node: NodeSettings, parameters: Parameters | None = None, path: str =
         parameters_path=TOLD,
         socket=Path("/run/x/http.sock"),
         environment={"PATH": path},
+        **options,
     )
 
 
@@ -113,7 +120,7 @@ def test_a_job_is_ready_to_be_executed(program: Path, make_model: Callable[..., 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     node = settings(
         model(path=tmp_path / "absent.gguf", args=("--port", "1")),
-        llama_server=LlamaServer(args=("--api-key", "x"), origin="/etc/n.yaml:2"),
+        llama_server=LlamaServer(args=("--api-key", "x"), args_origin="/etc/n.yaml:2"),
         runs="coder",
     )
     assert problems(lambda: job_of(node)) == [
@@ -162,20 +169,87 @@ def test_a_model_that_is_none_is_named(program: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_a_model_in_parts_is_all_its_parts(program: Path, tmp_path: Path) -> None:
-    first, second = (tmp_path / f"big-0000{number}-of-00002.gguf" for number in (1, 2))
-    assert model_parts(first) == (first, second)
-    assert model_parts(tmp_path / "x.gguf") == (tmp_path / "x.gguf",)
-    with pytest.raises(
-        ValueError, match=r"00002-of-00002\.gguf is not the first part of its model"
-    ):
-        model_parts(second)
-    first.write_bytes(b"GGUF\3\0\0\0" + bytes(16))
-    node = settings(model(path=first), llama_server=LlamaServer(path=program), runs="coder")
-    (problem,) = problems(lambda: job_of(node))
-    assert problem.endswith(f"{second} does not exist")
-    second.write_bytes(b"GGUF\3\0\0\0" + bytes(17))
-    assert job_of(node).model_bytes == 49
-    node = settings(model(path=second), llama_server=LlamaServer(path=program), runs="coder")
-    (problem,) = problems(lambda: job_of(node))
-    assert problem.endswith(f"is not the first part of its model; name {first}")
+def test_an_instance_without_parameters_has_the_gpus_that_it_is_configured_with() -> None:
+    configured = InstanceSettings(name=GPU0, gpus=(0, 2))
+    assert find_devices(configured, GPU0, None).numbers == (0, 2)
+    assert find_devices(None, InstanceName("gpu3-embed"), None).numbers == (3,)
+    assert find_devices(configured, GPU0, told("coder")).uuids == ("GPU-1",)
+    assert find_devices(None, InstanceName("cpu0"), told("coder")).count == 0
+
+
+def test_what_a_job_is_known_by(program: Path, make_model: Callable[..., Path]) -> None:
+    path = make_model("tiny-a")
+
+    def job(**fields: Any) -> Job:
+        options = {"slot_directory": Path("/cache/slots/gpu0")}
+        node = settings(model(path=path, **fields), runs="coder")
+        return job_of(node, told("coder"), path=str(program.parent), **options)
+
+    plain = job()
+    assert (plain.generation, plain.build.version, plain.slot_directory) == (3, "", None)
+    assert plain.args_hash == job().args_hash
+    assert job(context_size=7).args_hash != plain.args_hash
+    # Of a program that does not say what it is, the file counts.
+    program.write_text("#!/bin/sh\n# another\n")
+    assert job().args_hash != plain.args_hash
+    assert job(save_slots=True).slot_directory == Path("/cache/slots/gpu0")
+
+
+SAYS = """\
+#!{python}
+import sys
+names = "model FILE", "host H", "port P", "ctx-size N", "n-gpu-layers N", {more}
+if sys.argv[1] == "--version":
+    print("version: 1.2 (build 3)")
+for name in names:
+    print(("--" + name).ljust(40) + "allowed values: f16, q8_0" * ("type" in name))
+"""
+
+
+def test_options_that_the_installed_build_lacks_are_refused_where_they_stand(
+    program: Path, make_model: Callable[..., Path]
+) -> None:
+    program.write_text(SAYS.format(python=sys.executable, more="'cache-type-k TYPE',"))
+    coder = model(
+        path=make_model("tiny-a"),
+        args=("--ctx_sise", "5"),
+        cache_type_k="q9_0",
+        mmproj=make_model("tiny-a"),
+        chat_template="chatml",
+    )
+    node = settings(
+        coder,
+        llama_server=LlamaServer(path=program, args=("--mlock",), args_origin="/etc/n.yaml:2"),
+    )
+    build, at = "llama-server 1.2 (build 3)", "/etc/rolemesh/node.d/10.yaml:7: models.coder."
+    assert problems(lambda: job_of(node, told("coder"))) == [
+        f"{at}mmproj: expected a projector, found a model in {coder.mmproj}",
+        f"/etc/n.yaml:2: llama_server.args: {build} does not know --mlock",
+        f'{at}cache_type_k: {build} does not know q9_0 for --cache-type-k; did you mean "q8_0"? '
+        "(it knows f16, q8_0)",
+        f"{at}mmproj: {build} does not know --mmproj",
+        f"{at}chat_template: {build} does not know --chat-template",
+        f'{at}args: {build} does not know --ctx_sise; did you mean "--ctx-size"?',
+    ]
+
+
+def test_a_remembered_answer_refuses_nothing_without_asking_again(
+    program: Path, make_model: Callable[..., Path]
+) -> None:
+    """The libraries of a program may change without the program itself."""
+    more = program.with_name("more")
+    says = SAYS.replace(
+        "{more}", "*open(sys.argv[0].replace('llama-server', 'more')).read().split()"
+    )
+    program.write_text(says.format(python=sys.executable))
+    more.write_text("")
+    node = settings(model(path=make_model("tiny-a"), args=("--mlock",)), runs="coder")
+    builds = Builds()
+
+    def job() -> Job:
+        return job_of(node, path=str(program.parent), builds=builds)
+
+    (problem,) = problems(job)
+    assert problem.endswith("llama-server 1.2 (build 3) does not know --mlock")
+    more.write_text("mlock")
+    assert job().command.argv[-1] == "--mlock"

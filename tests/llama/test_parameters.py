@@ -26,6 +26,16 @@ def test_what_the_agent_wrote_is_read(tmp_path: Path) -> None:
     )
 
 
+def test_devices_may_have_names_and_agents_too(tmp_path: Path) -> None:
+    path = tmp_path / "gpu0.json"
+    path.write_text(
+        '{"model_id": "m", "devices": ["Vulkan0", "RPC[10.0.0.2:50052]"], "config": "b"}'
+    )
+    found = read_parameters(path)
+    assert found is not None
+    assert (found.devices, found.config) == (("Vulkan0", "RPC[10.0.0.2:50052]"), "b")
+
+
 def test_an_absent_file_is_nothing_told(tmp_path: Path) -> None:
     assert read_parameters(tmp_path / "gpu0.json") is None
 
@@ -46,11 +56,19 @@ REMEDY = "; remove the file, or have the agent write it anew"
         ('{"model_id": "a", "devices": [0]}', "devices: expected a list of strings, found int in"),
         (
             '{"model_id": "a", "devices": ["GPU-1,GPU-2"]}',
-            "devices: expected UUIDs of GPUs, found 'GPU-1,GPU-2'" + REMEDY,
+            "devices: expected UUIDs of GPUs or names of devices, found 'GPU-1,GPU-2'" + REMEDY,
+        ),
+        (
+            '{"model_id": "a", "devices": ["GPU-1", "Vulkan0"]}',
+            "devices: expected either UUIDs of GPUs or names of devices, found both" + REMEDY,
+        ),
+        (
+            '{"model_id": "a", "devices": [], "config": "../b"}',
+            "config: expected the name of an agent (a-z, 0-9, -), found '../b'" + REMEDY,
         ),
         (
             '{"model_id": "a", "devices": [], "path": "/bin/sh"}',
-            "path: unknown key (known: devices, generation, model_id)" + REMEDY,
+            "path: unknown key (known: config, devices, generation, model_id)" + REMEDY,
         ),
     ],
 )

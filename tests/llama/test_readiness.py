@@ -7,26 +7,35 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rolemesh.address import UpstreamAddress
+from rolemesh.config.settings import ModelSettings
+from rolemesh.llama.activity import ServerActivity
 from rolemesh.llama.command import ServerCommand
 from rolemesh.llama.readiness import (
     Health,
     Loading,
     NotAnswering,
+    Wedged,
     check_health,
     choose_trial,
     keep_watch,
 )
-from rolemesh.llama.server import LlamaServer, ServerEnded, open_server
+from rolemesh.llama.server import LlamaServer, open_server
+from rolemesh.llama.server_process import ServerEnded, start_server
+from rolemesh.llama.wedge import WedgeDetector
+from rolemesh.llama.wedge_watch import WedgeWatch
 from rolemesh.names import ModelId
+from rolemesh.relay.fetch import fetch
 from tests.lab.poll import eventually
 
 PROGRAM = Path(__file__).parents[1] / "fakes" / "llama_program.py"
 CODER = ModelId("coder")
+MODEL = ModelSettings(model_id=CODER, path=Path("/m.gguf"), roles=())
 
 
 @contextlib.asynccontextmanager
@@ -39,8 +48,9 @@ async def faked(folder: Path, *args: str) -> AsyncIterator[tuple[LlamaServer, Up
     )
     lock_fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
     try:
+        started = start_server(command, lock_fd=lock_fd)
         async with open_server(
-            command, lock_fd=lock_fd, sink=io.BytesIO(), line_prefix="", told=lambda _text: None
+            started, sink=io.BytesIO(), line_prefix="", told=lambda _text: None
         ) as server:
             yield server, UpstreamAddress.unix(str(socket))
     finally:
@@ -56,7 +66,7 @@ async def load(
         await Loading(
             server=server,
             address=address,
-            trial=choose_trial(CODER, (option,)),
+            trial=choose_trial(MODEL, (option,)),
             model_id=CODER,
             model_bytes=1 << 40,
             timeout_s=timeout_s,
@@ -85,8 +95,13 @@ async def test_an_answer_ends_the_loading(short_path: Path, option: str) -> None
     ],
 )
 def test_what_is_tried_is_what_the_server_is_for(option: str, path: str, body: bytes) -> None:
-    trial = choose_trial(CODER, ("-c", "1", option))
+    trial = choose_trial(MODEL, ("-c", "1", option))
     assert (trial.path, trial.body) == (path, body)
+
+
+def test_what_a_model_is_for_its_keys_say() -> None:
+    assert choose_trial(replace(MODEL, embeddings=True), ()).path == "/v1/embeddings"
+    assert choose_trial(replace(MODEL, rerank=True), ()).path == "/v1/rerank"
 
 
 @pytest.mark.parametrize(
@@ -113,7 +128,16 @@ async def test_an_end_at_the_first_token_is_an_end(short_path: Path) -> None:
     with pytest.raises(ServerEnded) as caught:
         await load(short_path, "--fake", "dies-on-first")
     assert str(caught.value) == (
-        "llama-server exited with status 9: what(): the first token was too much"
+        "llama-server exited with status 9: it crashed: what(): the first token was too much"
+    )
+
+
+async def test_a_hang_at_the_first_token_is_given_up(short_path: Path) -> None:
+    with pytest.raises(NotAnswering) as caught:
+        await load(short_path, "--fake", "hangs-on-first", timeout_s=1)
+    assert str(caught.value) == (
+        "llama-server is up, but gave no result of POST /v1/completions within 1 s; "
+        "policy.load_timeout_s says how long to wait"
     )
 
 
@@ -137,8 +161,45 @@ async def test_health_is_asked_of_who_is_there(short_path: Path) -> None:
     address = UpstreamAddress.unix(str(short_path / "http.sock"))
     assert await check_health(address) is Health.SILENT
     async with faked(short_path, "--fake", "loading"):
-        await eventually(Path(address.socket_path).exists, what="it listens")
-        assert await check_health(address) is Health.LOADING
+
+        async def is_loading() -> bool:
+            return await check_health(address) is Health.LOADING
+
+        await eventually(is_loading, what="it says that it loads")
+
+
+def wedge_watch(
+    server: LlamaServer, address: UpstreamAddress, *, wedge_after_s: float = 60
+) -> WedgeWatch:
+    return WedgeWatch(
+        detector=WedgeDetector(wedge_after_s=wedge_after_s, batch_tokens=1, first_token_s=0.001),
+        activity=ServerActivity(address=address, pid=server.pid, gpus=()),
+        lines_logged=lambda: server.log.line_count,
+    )
+
+
+async def test_one_that_is_healthy_but_wedged_is_given_up(short_path: Path) -> None:
+    async with faked(short_path, "--fake", "wedged") as (server, address):
+
+        async def is_healthy() -> bool:
+            return await check_health(address) is Health.OK
+
+        await eventually(is_healthy, what="it is healthy")
+        chat = asyncio.gather(
+            fetch(address, "POST", "/v1/chat/completions", body=b"{}", timeout_s=60),
+            return_exceptions=True,
+        )
+        with pytest.raises(Wedged) as caught:
+            await keep_watch(
+                server=server,
+                address=address,
+                wedges=wedge_watch(server, address, wedge_after_s=0.4),
+                interval_s=0.1,
+                alive=lambda: None,
+                silent=lambda _text: None,
+            )
+    assert str(caught.value).startswith(f"llama-server (pid {server.pid}) is wedged: busy for ")
+    await chat
 
 
 async def test_life_is_only_what_was_just_answered(short_path: Path) -> None:
@@ -151,6 +212,7 @@ async def test_life_is_only_what_was_just_answered(short_path: Path) -> None:
             keep_watch(
                 server=server,
                 address=address,
+                wedges=wedge_watch(server, address),
                 interval_s=0.1,
                 alive=lambda: alive.append(clock()),
                 silent=silent.append,

@@ -81,20 +81,19 @@ def test_what_cannot_be_removed_is_named(short_path: Path) -> None:
         files.remove_socket()
 
 
-async def test_a_lock_is_held_once(short_path: Path) -> None:
+def test_a_lock_is_held_once(short_path: Path) -> None:
     files = RuntimeFiles(directory=short_path)
     waited: list[str] = []
-    async with hold_lock(files, wait_s=5, waiting=ignore):
-        with pytest.raises(StartError) as caught:
-            async with hold_lock(files, wait_s=0.15, waiting=waited.append):
-                pytest.fail("held twice")
+    again = hold_lock(files, wait_s=0.15, waiting=waited.append)
+    with hold_lock(files, wait_s=5, waiting=ignore), pytest.raises(StartError) as caught, again:
+        pytest.fail("held twice")
     holder = f"rolemesh-llama with pid {os.getpid()}, or its llama-server"
     assert set(waited) == {holder}
     assert str(caught.value) == (
         f"{files.lock} is still held after 0.15 s by {holder}: this instance runs already; "
         f"stop that one (`fuser {files.lock}` shows who it is)"
     )
-    async with hold_lock(files, wait_s=0, waiting=ignore):
+    with hold_lock(files, wait_s=0, waiting=ignore):
         pass
 
 
@@ -102,21 +101,20 @@ async def test_a_lock_is_held_until_the_last_who_inherited_it_is_gone(
     short_path: Path, tmp_path: Path
 ) -> None:
     files = RuntimeFiles(directory=short_path)
-    async with hold_lock(files, wait_s=0, waiting=ignore) as fd:
+    with hold_lock(files, wait_s=0, waiting=ignore) as fd:
         child = start_program(["sleep", "60"], log=tmp_path / "log", pass_fds=(fd,))
-    with pytest.raises(StartError):
-        async with hold_lock(files, wait_s=0, waiting=ignore):
-            pytest.fail("the child still has it")
+    with pytest.raises(StartError), hold_lock(files, wait_s=0, waiting=ignore):
+        pytest.fail("the child still has it")
 
     def stop(_holder: str) -> None:
         child.send(9)  # type: ignore[arg-type]
 
-    async with hold_lock(files, wait_s=10, waiting=stop):
+    with hold_lock(files, wait_s=10, waiting=stop):
         await eventually(lambda: child.status is not None, what="the child is gone")
 
 
-async def test_a_lock_that_cannot_be_opened_is_named(short_path: Path) -> None:
+def test_a_lock_that_cannot_be_opened_is_named(short_path: Path) -> None:
     files = RuntimeFiles(directory=short_path / "absent")
-    with pytest.raises(ConfigError, match="absent/lock: cannot be opened: No such file"):
-        async with hold_lock(files, wait_s=0, waiting=ignore):
-            pytest.fail("there is no lock")
+    expected = pytest.raises(ConfigError, match="absent/lock: cannot be opened: No such file")
+    with expected, hold_lock(files, wait_s=0, waiting=ignore):
+        pytest.fail("there is no lock")

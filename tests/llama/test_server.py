@@ -11,7 +11,8 @@ import pytest
 
 from rolemesh.llama import server as server_module
 from rolemesh.llama.command import ServerCommand
-from rolemesh.llama.server import LlamaServer, ServerEnded, describe_status, open_server
+from rolemesh.llama.server import LlamaServer, open_server
+from rolemesh.llama.server_process import ServerEnded, describe_status, start_server
 from tests.lab.poll import eventually
 from tests.lab.processes import is_running
 
@@ -30,10 +31,9 @@ def ignore(_text: str) -> None:
 
 
 async def end_of(code: str, lock_fd: int, sink: io.BytesIO) -> ServerEnded:
+    started = start_server(command(code), lock_fd=lock_fd)
     with pytest.raises(ServerEnded) as caught:
-        async with open_server(
-            command(code), lock_fd=lock_fd, sink=sink, line_prefix="", told=ignore
-        ) as server:
+        async with open_server(started, sink=sink, line_prefix="", told=ignore) as server:
             await server.pass_time(20)
     os.close(lock_fd)
     return caught.value
@@ -50,7 +50,7 @@ async def end_of(code: str, lock_fd: int, sink: io.BytesIO) -> ServerEnded:
         (
             "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
             -9,
-            "llama-server was killed by SIGKILL: it said nothing",
+            "llama-server was killed by SIGKILL: it was ended from outside",
         ),
     ],
 )
@@ -70,6 +70,19 @@ async def test_the_log_passes_through_to_its_last_byte(lock_fd: int) -> None:
     assert lines.count(b"x") == 300_000
 
 
+async def test_a_line_of_the_log_ends_the_wait_for_it(lock_fd: int) -> None:
+    code = r"import os, time; os.write(1, b'loaded\n'); time.sleep(60)"
+    started = start_server(command(code), lock_fd=lock_fd)
+    os.close(lock_fd)
+    async with open_server(started, sink=io.BytesIO(), line_prefix="", told=ignore) as server:
+        assert await server.hears_within(30)
+        assert server.log.lines() == ("loaded",)
+        assert not await server.hears_within(0.01)
+        os.kill(server.pid, signal.SIGKILL)
+        with pytest.raises(ServerEnded):
+            await server.pass_time(30)
+
+
 async def test_a_log_that_nobody_takes_ends_nothing(lock_fd: int) -> None:
     class Closed(io.BytesIO):
         def write(self, _content: object) -> int:
@@ -86,10 +99,9 @@ async def test_a_program_that_cannot_be_executed_could_not_run(
     program.write_bytes(b"\0\1\2")
     program.chmod(0o755)
     broken = ServerCommand(argv=(str(program),), environment={})
+    started = start_server(broken, lock_fd=lock_fd)
     with pytest.raises(ServerEnded) as caught:
-        async with open_server(
-            broken, lock_fd=lock_fd, sink=io.BytesIO(), line_prefix="", told=ignore
-        ) as server:
+        async with open_server(started, sink=io.BytesIO(), line_prefix="", told=ignore) as server:
             await server.pass_time(20)
     os.close(lock_fd)
     assert caught.value.could_not_run
@@ -101,9 +113,8 @@ async def test_a_program_that_cannot_be_executed_could_not_run(
 async def stop_time(code: str, lock_fd: int) -> tuple[float, LlamaServer]:
     """Return how long it took to stop a program that says `up` first."""
     begun = 0.0
-    async with open_server(
-        command(code), lock_fd=lock_fd, sink=io.BytesIO(), line_prefix="", told=ignore
-    ) as server:
+    started = start_server(command(code), lock_fd=lock_fd)
+    async with open_server(started, sink=io.BytesIO(), line_prefix="", told=ignore) as server:
 
         async def is_up() -> bool:
             await server.pass_time(0)  # raises if it has ended

@@ -1,6 +1,5 @@
 """Children that are watched, signalled and never outlive their parent."""
 
-import asyncio
 import os
 import signal
 import sys
@@ -124,25 +123,3 @@ async def test_a_child_dies_with_its_parent_however_that_dies() -> None:
     assert finished.status == -9
     pid = int(finished.stdout)
     await eventually(lambda: not is_running(pid), what="the child is gone")
-
-
-async def test_a_group_is_killed_as_a_whole(tmp_path: Path) -> None:
-    code = (
-        "import subprocess, sys, pathlib;"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']);"
-        f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(child.pid))"
-    )
-    child = spawn(code, new_session=True)
-    await child.wait()
-    left = int((tmp_path / "pid").read_text())
-    assert is_running(left)
-    child.kill_group()
-    await eventually(lambda: not is_running(left), what="the grandchild is gone")
-    child.kill_group()
-
-
-async def test_a_child_without_a_group_of_its_own_leaves_ours_alone() -> None:
-    child = spawn("")
-    await child.wait()
-    child.kill_group()
-    await asyncio.sleep(0)
