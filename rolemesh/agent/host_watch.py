@@ -3,39 +3,28 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
-from rolemesh.agent.gpu_numbers import GpuNumbersFile
-from rolemesh.agent.host import Host, read_host
-from rolemesh.agent.inventory import GpuNumbers, Inventory, build_inventory
-from rolemesh.agent.model_check import ModelCheck, ModelProblems
-from rolemesh.agent.nvml import Nvml
+from rolemesh.agent.gpu_watch import GpuWatch
+from rolemesh.agent.host import read_host
+from rolemesh.agent.inventory import Inventory
+from rolemesh.agent.model_check import ModelCheck
+from rolemesh.agent.observation import HostObservation
 from rolemesh.config.settings import NodeSettings
+from rolemesh.runtime.log import fields
+from rolemesh.runtime.operator_events import OperatorEvent
 
 logger = logging.getLogger(__name__)
 
 INTERVAL_S: Final = 5.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostObservation:
-    """The machine at one moment; `state_problem` says which state is not saved."""
-
-    inventory: Inventory
-    host: Host
-    model_problems: ModelProblems
-    state_problem: str = ""
-
-
 class HostWatch:
     """Owner of the latest observation."""
 
-    def __init__(self, *, nvml: Nvml, numbers_file: GpuNumbersFile, models: ModelCheck) -> None:
-        self._nvml = nvml
-        self._numbers_file = numbers_file
+    def __init__(self, *, gpus: GpuWatch, models: ModelCheck) -> None:
+        self._gpus = gpus
         self._models = models
-        self._numbers: GpuNumbers = numbers_file.load()
         self._told: frozenset[str] = frozenset()
         self._looking = asyncio.Lock()
 
@@ -44,19 +33,30 @@ class HostWatch:
         async with self._looking:
             return await self._look(settings)
 
+    async def read_gpus(self, settings: NodeSettings) -> Inventory:
+        """Look at the GPUs alone, for somebody who waits for their memory."""
+        return await self._gpus.look(settings)
+
+    async def renumber(self, settings: NodeSettings) -> HostObservation:
+        """Number the GPUs that are there anew, forget those that are gone, and look.
+
+        Raises NodeError when that would change the name of one that another agent uses.
+        """
+        async with self._looking:
+            await self._gpus.renumber(settings)
+            return await self._look(settings)
+
     async def aclose(self) -> None:
-        """Let go of the GPU driver."""
-        await self._nvml.close()
+        """Let go of the GPUs."""
+        await self._gpus.aclose()
 
     async def _look(self, settings: NodeSettings) -> HostObservation:
-        sample = await self._nvml.read()
-        inventory, self._numbers = build_inventory(sample, self._numbers)
-        self._numbers_file.save(self._numbers)
+        inventory = await self._gpus.look(settings)
         observation = HostObservation(
             inventory=inventory,
             host=read_host(),
             model_problems=await self._models.run(settings),
-            state_problem=self._numbers_file.problem,
+            state_problem=self._gpus.state_problem,
         )
         self._log_new_problems(observation)
         return observation
@@ -72,9 +72,17 @@ class HostWatch:
             on_observation(await self.observe(settings()))
 
     def _log_new_problems(self, observation: HostObservation) -> None:
-        problems = observation.model_problems
-        found = (*observation.inventory.problems, *problems.node, *problems.models.values())
+        inventory, problems = observation.inventory, observation.model_problems
+        lost = {f"gpu{number} is lost: {why}" for number, why in inventory.gone.items()}
+        of_others = (
+            problem
+            for problem in inventory.problems
+            if not problem.endswith(tuple(inventory.gone.values()))
+        )
+        found = (*of_others, *problems.node, *problems.models.values())
         for problem in found:
             if problem not in self._told:
                 logger.warning("%s", problem)
-        self._told = frozenset(found)
+        for text in lost - self._told:
+            logger.error("%s", text, extra=fields(event=OperatorEvent.GPU_LOST))
+        self._told = frozenset(found) | lost

@@ -5,16 +5,27 @@ from pathlib import Path
 
 import pytest
 
+from rolemesh.agent.gpu_claims import GpuClaims
 from rolemesh.agent.gpu_numbers import GpuNumbersFile
+from rolemesh.agent.gpu_watch import GpuWatch
 from rolemesh.agent.host_watch import HostWatch
 from rolemesh.agent.model_check import ModelCheck
 from rolemesh.agent.nvml import Nvml
+from rolemesh.agent.other_devices import OtherDevices
+from rolemesh.names import NodeId
 from tests.agent.builders import node_settings
 from tests.lab.nvml import FakeGpus
 
 
 def watch_with(state: Path) -> HostWatch:
-    return HostWatch(nvml=Nvml(), numbers_file=GpuNumbersFile(state), models=ModelCheck())
+    gpus = GpuWatch(
+        nvml=Nvml(),
+        devices=OtherDevices(),
+        numbers=GpuNumbersFile(state),
+        claims=GpuClaims(state, node_id=NodeId("box"), config=""),
+        shares_units=False,
+    )
+    return HostWatch(gpus=gpus, models=ModelCheck())
 
 
 async def test_numbers_of_gpus_survive_the_agent(fake_gpus: FakeGpus, tmp_path: Path) -> None:
