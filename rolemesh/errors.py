@@ -23,6 +23,7 @@ RoleMeshError
 │   ├── ConnectFailed          502: nothing was sent
 │   │   └── NotVerified            502: its certificate is not accepted
 │   ├── UpstreamBroke          502: the connection died before the first byte
+│   │   └── ReplyTooLarge          502: its answer is larger than is read of it
 │   ├── StreamBroken           502: the connection died after the first byte
 │   ├── UpstreamTimeout        504: which timeout
 │   └── RequestCrashesUpstream 502: the same body has broken two upstreams before
@@ -99,6 +100,16 @@ class UnknownAlias(RequestError):
     def __init__(self, alias: str, known: tuple[str, ...]) -> None:
         super().__init__(f"The model '{alias}' does not exist")
         self.alias = alias
+        self.known = known
+
+
+class UnknownInstance(RequestError):
+    """No such instance on this agent."""
+
+    def __init__(self, name: str, known: tuple[str, ...]) -> None:
+        super().__init__(
+            f"there is no instance '{name}' here; there are: {', '.join(known) or 'none'}"
+        )
         self.known = known
 
 
@@ -186,6 +197,10 @@ class UpstreamBroke(UpstreamError):
     """The upstream closed or spoke nonsense before the first byte of its answer."""
 
 
+class ReplyTooLarge(UpstreamBroke):
+    """The upstream's answer is larger than what is read of it."""
+
+
 class StreamBroken(UpstreamError):
     """The upstream broke off after the first byte of its answer was passed on."""
 
@@ -218,6 +233,15 @@ class Cancelled(RoleMeshError):
 
 class NodeError(RoleMeshError):
     """A node cannot do what was asked of it."""
+
+
+class UnitStuck(NodeError):
+    """A unit is over, but processes of it are left that cannot be killed."""
+
+    def __init__(self, instance: str, pids: tuple[int, ...]) -> None:
+        super().__init__(f"processes cannot be killed: {', '.join(map(str, pids))}")
+        self.instance = instance
+        self.pids = pids
 
 
 class UnitFailed(NodeError):

@@ -54,8 +54,8 @@ class ModelReport:
 
     `usable`: ready, loading, or loadable without an operator. `slots` and `slots_free` count the
     slots of its loaded instances, None when the node does not count. `progress` is 0..1 of a load
-    under way. `reason` says why the model is not usable. `instances` are the ready ones; a node
-    that does not tell them apart leaves them out.
+    under way; `load_estimate_s` is how long one takes. `reason` says why the model is not usable.
+    `has_room`: a model that is not loaded could be at once. `instances` are the ready ones; a node that does not tell them apart leaves them out.
     """
 
     model_id: ModelId
@@ -67,6 +67,8 @@ class ModelReport:
     slots: int | None = None
     slots_free: int | None = None
     progress: float | None = None
+    load_estimate_s: float | None = None
+    has_room: bool = True
     instances: tuple[InstanceReport, ...] = ()
 
     @classmethod
@@ -84,6 +86,8 @@ class ModelReport:
             slots=jsonread.get_optional_int(tree, "slots"),
             slots_free=jsonread.get_optional_int(tree, "slots_free"),
             progress=jsonread.get_optional_float(tree, "progress"),
+            load_estimate_s=jsonread.get_optional_float(tree, "load_estimate_s"),
+            has_room=jsonread.get_bool(tree, "has_room", default=True),
             instances=tuple(
                 map(InstanceReport.from_json, jsonread.get_optional_objects(tree, "instances"))
             ),
@@ -101,6 +105,8 @@ class ModelReport:
             "slots": self.slots,
             "slots_free": self.slots_free,
             "progress": self.progress,
+            "load_estimate_s": self.load_estimate_s,
+            "has_room": None if self.has_room else False,
             "instances": [instance.to_json() for instance in self.instances] or None,
         }
         return {key: value for key, value in tree.items() if value is not None}

@@ -1,27 +1,26 @@
 """Runs the units of instances where systemd is not PID 1: child processes, systemd's contract.
 
-The rules are in `child_unit`; here are the processes, the notify socket and the timers. Children
+The rules are in `child_unit`, one unit's process and timers in `supervised_unit`; here are the
+start of processes and the notify socket. Children
 get SIGTERM when this process dies, and each leads a process group that is killed with its end.
 """
 
-import asyncio
 import contextlib
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from rolemesh.agent import child_unit
-from rolemesh.agent.child_unit import ChildUnit, Limits, Notified, Phase, StartOutcome
+from rolemesh.agent.child_events import Notified, ResetWanted
+from rolemesh.agent.child_unit import Limits
 from rolemesh.agent.notify_socket import NotifySocket
-from rolemesh.agent.unit_control import ActiveState, UnitStatus
-from rolemesh.errors import UnitFailed
+from rolemesh.agent.supervised_unit import SupervisedUnit
+from rolemesh.agent.unit_control import UnitStatus
+from rolemesh.errors import UnitStuck
 from rolemesh.names import InstanceName
 from rolemesh.runtime.child_process import ChildProcess
 
@@ -29,15 +28,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_LIMITS: Final = Limits()
 
-_ACTIVE_STATES: Final[Mapping[Phase, ActiveState]] = {
-    Phase.INACTIVE: ActiveState.INACTIVE,
-    Phase.STARTING: ActiveState.ACTIVATING,
-    Phase.RUNNING: ActiveState.ACTIVE,
-    Phase.STOPPING: ActiveState.DEACTIVATING,
-    Phase.FAILING: ActiveState.DEACTIVATING,
-    Phase.RESTARTING: ActiveState.ACTIVATING,
-    Phase.FAILED: ActiveState.FAILED,
-}
 # What this process was told by its own service manager is not for its children.
 _OWN_VARIABLES: Final = frozenset({
     "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES",
@@ -74,7 +64,7 @@ class ChildSupervisor:
         self._directory = directory
         self._argv_of = argv_of
         self._limits = limits
-        self._units: dict[InstanceName, _Unit] = {}
+        self._units: dict[InstanceName, SupervisedUnit] = {}
         self._subscribers: list[Callable[[UnitStatus], None]] = []
         self._exit_stack = contextlib.ExitStack()
         self._notify_socket: NotifySocket | None = None
@@ -97,7 +87,12 @@ class ChildSupervisor:
         with self._exit_stack:
             stopped = [unit.want_stop() for unit in self._units.values()]
             for future in stopped:
-                await future
+                try:
+                    await future
+                except UnitStuck as err:
+                    logger.warning("%s: left behind: %s", err.instance, err)
+            for unit in self._units.values():
+                unit.close()
 
     async def start(self, instance: InstanceName) -> None:
         """Start the unit and return once it is active; see UnitControl."""
@@ -116,7 +111,7 @@ class ChildSupervisor:
     async def reset_failed(self, instance: InstanceName) -> None:
         """Forget a failure and its backoff."""
         if instance in self._units:
-            self._units[instance].take(child_unit.ResetWanted())
+            self._units[instance].take(ResetWanted())
 
     def statuses(self) -> Mapping[InstanceName, UnitStatus]:
         """Return every unit that was ever started."""
@@ -126,9 +121,9 @@ class ChildSupervisor:
         """Call `on_change` after every change of any unit's status."""
         self._subscribers.append(on_change)
 
-    def _unit(self, instance: InstanceName) -> "_Unit":
+    def _unit(self, instance: InstanceName) -> SupervisedUnit:
         if instance not in self._units:
-            self._units[instance] = _Unit(
+            self._units[instance] = SupervisedUnit(
                 instance=instance,
                 limits=self._limits,
                 spawn=lambda on_exit: self._spawn(instance, on_exit),
@@ -190,161 +185,3 @@ def read_notification(assignments: Mapping[str, str]) -> Notified:
         trigger=assignments.get("WATCHDOG") == "trigger",
         extend_s=int(extend_usec) / 1_000_000 if extend_usec.isdecimal() else None,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiter:
-    """Somebody who waits for what becomes of one attempt."""
-
-    attempt: int
-    future: asyncio.Future[None]
-
-
-class _Unit:
-    """One unit: its state, its process, its timer and those who wait for it."""
-
-    def __init__(
-        self,
-        *,
-        instance: InstanceName,
-        limits: Limits,
-        spawn: Callable[[Callable[[int], None]], ChildProcess],
-        hear: Callable[[], None],
-        changed: Callable[[UnitStatus], None],
-    ) -> None:
-        self._instance = instance
-        self._limits = limits
-        self._spawn = spawn
-        self._hear = hear
-        self._changed = changed
-        self._state = ChildUnit()
-        self._child: ChildProcess | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._start_waiters: list[_Waiter] = []
-        self._stop_waiters: list[_Waiter] = []
-
-    @property
-    def main_pid(self) -> int | None:
-        """The pid of the main process, None while there is none."""
-        return self._child.pid if self._child else None
-
-    def status(self) -> UnitStatus:
-        """Return the unit as systemd would show it."""
-        return UnitStatus(
-            instance=self._instance,
-            active=_ACTIVE_STATES[self._state.phase],
-            main_pid=self.main_pid,
-            status_text=self._state.status_text,
-            result=self._state.result,
-            restarts=self._state.restarts,
-        )
-
-    def want_start(self) -> asyncio.Future[None]:
-        """Start the unit; the future ends with that start."""
-        self.take(child_unit.StartWanted())
-        return self._wait(self._start_waiters, child_unit.awaited_attempt(self._state))
-
-    def want_stop(self) -> asyncio.Future[None]:
-        """Stop the unit; the future ends with its process."""
-        self.take(child_unit.StopWanted())
-        return self._wait(self._stop_waiters, self._state.attempt)
-
-    def _wait(self, waiters: list[_Waiter], attempt: int) -> asyncio.Future[None]:
-        waiter = _Waiter(attempt, asyncio.get_running_loop().create_future())
-        waiters.append(waiter)
-        self._settle_waiters(self._state)
-        return waiter.future
-
-    def take(self, event: child_unit.Event) -> None:
-        """Let `event` happen to the unit."""
-        before, status_before = self._state, self.status()
-        now = asyncio.get_running_loop().time()
-        self._state, actions = child_unit.step(before, event, now=now, limits=self._limits)
-        if isinstance(event, child_unit.Exited):
-            self._child = None
-        for action in actions:
-            self._perform(action)
-        self._arm_timer()
-        if self._state.phase is not before.phase:
-            self._log_phase()
-        self._settle_waiters(before)
-        if self.status() != status_before:
-            self._changed(self.status())
-
-    def _perform(self, action: child_unit.Action) -> None:
-        match action:
-            case child_unit.Signal(number=number):
-                if self._child is not None:
-                    self._child.send_signal(number)
-            case child_unit.Spawn():
-                try:
-                    self._child = self._spawn(self._exited)
-                except OSError as err:
-                    self.take(child_unit.SpawnFailed(reason=f"cannot be started: {err}"))
-
-    def _exited(self, status: int) -> None:
-        if self._child is not None:
-            self._child.kill_group()
-        self.take(child_unit.Exited(status=status))
-
-    def _arm_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._state.due < inf:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_at(self._state.due, self._time_passed)
-
-    def _time_passed(self) -> None:
-        # After a standstill of our own, what was said in time lies here unread.
-        self._hear()
-        self.take(child_unit.DeadlinePassed())
-
-    def _settle_waiters(self, before: ChildUnit) -> None:
-        state = self._state
-        for waiter in tuple(self._start_waiters):
-            outcome = child_unit.start_outcome(state, waiter.attempt)
-            if outcome is not StartOutcome.PENDING:
-                self._start_waiters.remove(waiter)
-                _settle(waiter.future, self._start_error(outcome, before))
-        for waiter in tuple(self._stop_waiters):
-            if state.attempt != waiter.attempt or not child_unit.has_process(state):
-                self._stop_waiters.remove(waiter)
-                _settle(waiter.future, None)
-
-    def _start_error(self, outcome: StartOutcome, before: ChildUnit) -> UnitFailed | None:
-        if outcome is StartOutcome.DONE:
-            return None
-        # When the next attempt has begun already, the failed one is the state before.
-        failed = before if self._state.result == child_unit.SUCCESS else self._state
-        canceled = outcome is StartOutcome.CANCELED
-        return UnitFailed(
-            self._instance,
-            result=child_unit.CANCELED if canceled else failed.result,
-            status_text="stopped before it was ready" if canceled else failed.status_text,
-        )
-
-    def _log_phase(self) -> None:
-        state = self._state
-        match state.phase:
-            case Phase.FAILING:
-                logger.warning("%s: %s; killing it", self._instance, state.result)
-            case Phase.RESTARTING:
-                pause_s = state.deadline - asyncio.get_running_loop().time()
-                logger.warning(
-                    "%s failed (%s): %s; restart in %.1f s",
-                    *(self._instance, state.result, state.status_text, pause_s),
-                )
-            case Phase.FAILED:
-                logger.error("%s failed (%s): %s", self._instance, state.result, state.status_text)
-            case Phase.INACTIVE | Phase.STARTING | Phase.RUNNING | Phase.STOPPING:
-                logger.info("%s is %s", self._instance, state.phase.value)
-
-
-def _settle(future: asyncio.Future[None], error: UnitFailed | None) -> None:
-    if future.done():
-        return  # whoever waited was cancelled
-    if error is None:
-        future.set_result(None)
-    else:
-        future.set_exception(error)

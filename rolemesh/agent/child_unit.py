@@ -5,6 +5,8 @@
     STARTING --too slow--> FAILING        RUNNING --watchdog--> FAILING --exit--> RESTARTING
     STARTING | RUNNING --exit with a failure--> RESTARTING --backoff--> STARTING
     ... --exit with 78--> FAILED: restarting cannot help        RESTARTING --stop--> INACTIVE
+    ... --exit, processes left--> KILLED --they are gone--> as after the exit
+    STOPPING | FAILING --too slow, SIGKILL--> KILLED --too slow--> FAILED, and stuck
 
 Time is a number of monotonic seconds that each event comes with.
 """
@@ -14,6 +16,21 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from math import inf
 from typing import Final
+
+from rolemesh.agent.child_events import (
+    Action,
+    Cleared,
+    DeadlinePassed,
+    Event,
+    Exited,
+    Notified,
+    ResetWanted,
+    Signal,
+    Spawn,
+    SpawnFailed,
+    StartWanted,
+    StopWanted,
+)
 
 SUCCESS: Final = "success"
 CANCELED: Final = "canceled"
@@ -31,6 +48,8 @@ class Phase(Enum):
     STOPPING = "stopping"
     FAILING = "failing"
     """Being killed because it was too slow or silent."""
+    KILLED = "killed"
+    """Ended or killed; processes of it are left."""
     RESTARTING = "restarting"
     """Waiting for the next automatic start; no process."""
     FAILED = "failed"
@@ -57,6 +76,8 @@ class ChildUnit:
 
     `deadline` ends the phase (inf: nothing does), `watchdog_due` when the next WATCHDOG=1 is due.
     `stop_wanted` and `start_wanted` say what shall follow the end of the process under way.
+    `exit_status` is that of the main process, None while it has not ended. `stuck`: processes of it
+    are left that SIGKILL has not ended in time.
     """
 
     phase: Phase = Phase.INACTIVE
@@ -70,6 +91,8 @@ class ChildUnit:
     next_backoff_s: float = 0.0
     stop_wanted: bool = False
     start_wanted: bool = False
+    exit_status: int | None = None
+    stuck: bool = False
 
     @property
     def due(self) -> float:
@@ -77,68 +100,6 @@ class ChildUnit:
         return min(self.deadline, self.watchdog_due)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StartWanted:
-    """Somebody wants the unit to run."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StopWanted:
-    """Somebody wants the unit not to run."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResetWanted:
-    """Somebody wants earlier failures forgotten."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Notified:
-    """The main process sent one datagram, as sd_notify(3) has it."""
-
-    status_text: str | None = None
-    ready: bool = False
-    stopping: bool = False
-    alive: bool = False
-    trigger: bool = False
-    extend_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exited:
-    """The main process ended; `status` as subprocess has it (negative: a signal)."""
-
-    status: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpawnFailed:
-    """The main process could not be started."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeadlinePassed:
-    """The time `due` has come."""
-
-
-Event = StartWanted | StopWanted | ResetWanted | Notified | Exited | SpawnFailed | DeadlinePassed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spawn:
-    """Start the main process."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Signal:
-    """Send a signal to the main process."""
-
-    number: signal.Signals
-
-
-Action = Spawn | Signal
 Step = tuple[ChildUnit, tuple[Action, ...]]
 
 
@@ -163,13 +124,23 @@ def step(unit: ChildUnit, event: Event, *, now: float, limits: Limits) -> Step:
             return _on_reset_wanted(unit), ()
         case Notified():
             return _on_notified(unit, event, at)
-        case Exited(status=status):
-            return _on_exited(unit, status, at)
+        case Exited():
+            return _on_exited(unit, event, at)
+        case _:
+            return _step_by_itself(unit, event, at)
+
+
+def _step_by_itself(
+    unit: ChildUnit, event: Cleared | SpawnFailed | DeadlinePassed, at: "_Moment"
+) -> Step:
+    match event:
+        case Cleared():
+            return _on_cleared(unit, at)
         case SpawnFailed(reason=reason):
             failed = replace(unit, result="resources", status_text=reason)
             return _restart_later(failed, at), ()
         case DeadlinePassed():
-            return _on_deadline(unit, at) if now >= unit.due else (unit, ())
+            return _on_deadline(unit, at) if at.now >= unit.due else (unit, ())
 
 
 def awaited_attempt(unit: ChildUnit) -> int:
@@ -181,14 +152,15 @@ def start_outcome(unit: ChildUnit, attempt: int) -> StartOutcome:
     """Tell how the start that waits for `attempt` stands."""
     if unit.attempt != attempt:
         pending = unit.attempt < attempt and unit.start_wanted
-        overtaken = StartOutcome.CANCELED if unit.attempt < attempt else StartOutcome.FAILED
+        given_up = unit.attempt < attempt and not unit.stuck
+        overtaken = StartOutcome.CANCELED if given_up else StartOutcome.FAILED
         return StartOutcome.PENDING if pending else overtaken
     match unit.phase:
         case Phase.RUNNING:
             return StartOutcome.DONE
         case Phase.STARTING:
             return StartOutcome.PENDING
-        case Phase.FAILING:
+        case Phase.FAILING | Phase.KILLED:
             return StartOutcome.CANCELED if unit.stop_wanted else StartOutcome.PENDING
         case Phase.STOPPING | Phase.INACTIVE:
             return StartOutcome.CANCELED
@@ -197,8 +169,8 @@ def start_outcome(unit: ChildUnit, attempt: int) -> StartOutcome:
 
 
 def has_process(unit: ChildUnit) -> bool:
-    """Tell whether the unit has a main process."""
-    return unit.phase in {Phase.STARTING, Phase.RUNNING, Phase.STOPPING, Phase.FAILING}
+    """Tell whether the unit has a process that may yet end."""
+    return unit.phase not in {Phase.INACTIVE, Phase.RESTARTING, Phase.FAILED}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,13 +182,15 @@ class _Moment:
 
 
 def _on_start_wanted(unit: ChildUnit, at: _Moment) -> Step:
+    if unit.stuck:
+        return unit, ()  # it would wait for what is left, and in vain
     match unit.phase:
         case Phase.INACTIVE | Phase.FAILED | Phase.RESTARTING:
             # One who asks does not wait for a backoff to pass.
             return _spawn(unit, at, restarts=0)
         case Phase.STARTING | Phase.RUNNING:
             return unit, ()
-        case Phase.STOPPING | Phase.FAILING:
+        case Phase.STOPPING | Phase.FAILING | Phase.KILLED:
             return replace(unit, start_wanted=True, stop_wanted=False), ()
 
 
@@ -229,13 +203,13 @@ def _on_stop_wanted(unit: ChildUnit, at: _Moment) -> Step:
         case Phase.STARTING | Phase.RUNNING:
             stopping = replace(_kill_later(unit, Phase.STOPPING, at), stop_wanted=True)
             return stopping, (Signal(number=signal.SIGTERM),)
-        case Phase.STOPPING | Phase.FAILING:
+        case Phase.STOPPING | Phase.FAILING | Phase.KILLED:
             return replace(unit, stop_wanted=True, start_wanted=False), ()
 
 
 def _on_reset_wanted(unit: ChildUnit) -> ChildUnit:
     unit = replace(unit, restarts=0, next_backoff_s=0.0)
-    if unit.phase is Phase.FAILED:
+    if unit.phase is Phase.FAILED and not unit.stuck:
         return replace(unit, phase=Phase.INACTIVE, result=SUCCESS)
     return unit
 
@@ -256,13 +230,30 @@ def _on_notified(unit: ChildUnit, event: Notified, at: _Moment) -> Step:
     return (_feed_watchdog(unit, at) if event.alive else unit), ()
 
 
-def _on_exited(unit: ChildUnit, status: int, at: _Moment) -> Step:
-    unit = replace(unit, result=_result(unit, status))
+def _on_exited(unit: ChildUnit, event: Exited, at: _Moment) -> Step:
+    unit = replace(unit, result=_result(unit, event.status), exit_status=event.status)
+    if unit.stuck:
+        return unit, ()
+    if not event.left:
+        return _on_end(unit, at)
+    if unit.phase is Phase.KILLED:
+        return unit, ()
+    return _kill_later(unit, Phase.KILLED, at), ()
+
+
+def _on_cleared(unit: ChildUnit, at: _Moment) -> Step:
+    if unit.stuck:
+        return replace(unit, stuck=False), ()
+    return _on_end(unit, at) if unit.phase is Phase.KILLED else (unit, ())
+
+
+def _on_end(unit: ChildUnit, at: _Moment) -> Step:
+    """Go on from where nothing of the unit runs any more."""
     if unit.start_wanted:
         return _spawn(unit, at, restarts=0)
     if unit.result == SUCCESS:
         return _rest(unit, Phase.INACTIVE), ()
-    if unit.stop_wanted or status == PREVENT_RESTART_STATUS:
+    if unit.stop_wanted or unit.exit_status == PREVENT_RESTART_STATUS:
         return _rest(unit, Phase.FAILED), ()
     return _restart_later(unit, at), ()
 
@@ -276,11 +267,16 @@ def _on_deadline(unit: ChildUnit, at: _Moment) -> Step:
         case Phase.RUNNING:
             return _fail(unit, "watchdog", signal.SIGABRT, at)
         case Phase.STOPPING | Phase.FAILING:
-            result = "timeout" if unit.result == SUCCESS else unit.result
-            killed = replace(unit, result=result, deadline=inf)
+            killed = _kill_later(_timed_out(unit), Phase.KILLED, at)
             return killed, (Signal(number=signal.SIGKILL),)
+        case Phase.KILLED:
+            return replace(_rest(_timed_out(unit), Phase.FAILED), stuck=True), ()
         case Phase.INACTIVE | Phase.FAILED:
             return unit, ()
+
+
+def _timed_out(unit: ChildUnit) -> ChildUnit:
+    return replace(unit, result="timeout") if unit.result == SUCCESS else unit
 
 
 def _feed_watchdog(unit: ChildUnit, at: _Moment) -> ChildUnit:
@@ -330,6 +326,7 @@ def _spawn(unit: ChildUnit, at: _Moment, *, restarts: int) -> Step:
         restarts=restarts,
         result=SUCCESS,
         status_text="",
+        exit_status=None,
         deadline=at.now + at.limits.start_timeout_s,
     )
     return starting, (Spawn(),)

@@ -1,26 +1,25 @@
 """Which instances shall exist, from settings and inventory; pure.
 
 Configured instances exist whether or not their GPU is there (then they are unavailable, with the
-reason). With none configured there is one per GPU that is or was there, and cpu0 where no GPU is
-and the policy allows it.
+reason). With none configured there is one per GPU (or slice of one) that is or was there, and cpu0 where no GPU is and the policy allows it.
 """
 
-import re
 from dataclasses import dataclass, replace
 
-from rolemesh.agent.inventory import Inventory
-from rolemesh.config.settings import InstanceSettings, ModelSettings, NodeSettings
+from rolemesh.agent.inventory import Inventory, gpu_of
+from rolemesh.agent.placement_view import is_gpu
+from rolemesh.config.settings import InstanceSettings, NodeSettings
+from rolemesh.llama.command import as_run
 from rolemesh.names import InstanceName, ModelId
-
-_NUMBER = re.compile(r"gpu([0-9]+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DesiredInstance:
     """One instance as it shall be. `model` is the one it runs unless asked otherwise.
 
-    `devices` are the UUIDs it may use, none for a CPU instance. `missing` says why it cannot run
-    now; "" when it can.
+    `devices` are the UUIDs it may use, none for a CPU instance; `is_fixed`: the settings say which.
+    `missing` says why it cannot run now, "" when it can; `is_lost`: and never will, its card is
+    lost. `is_foreign`: another agent has it. `is_extra`: the agent made it beside another, and forgets it once it is empty.
     """
 
     name: InstanceName
@@ -28,6 +27,10 @@ class DesiredInstance:
     model: ModelId | None = None
     pinned: bool = False
     missing: str = ""
+    is_fixed: bool = False
+    is_lost: bool = False
+    is_foreign: bool = False
+    is_extra: bool = False
 
 
 def desired_instances(settings: NodeSettings, inventory: Inventory) -> tuple[DesiredInstance, ...]:
@@ -46,17 +49,8 @@ def changed_models(old: NodeSettings, new: NodeSettings) -> frozenset[ModelId]:
     return frozenset(
         model_id
         for model_id, model in old.models.items()
-        if model_id not in new.models or _as_run(model) != _as_run(new.models[model_id])
+        if model_id not in new.models or as_run(model) != as_run(new.models[model_id])
     )
-
-
-def _as_run(model: ModelSettings) -> ModelSettings:
-    return replace(model, roles=(), origin="")
-
-
-def is_gpu(name: InstanceName) -> bool:
-    """Tell whether an instance runs on a GPU."""
-    return name.startswith("gpu")
 
 
 def _order(name: InstanceName) -> tuple[int, str]:
@@ -66,8 +60,7 @@ def _order(name: InstanceName) -> tuple[int, str]:
 
 def _default_instances(settings: NodeSettings, inventory: Inventory) -> list[InstanceSettings]:
     # Lost cards too: a moment without readings must not end what runs on them.
-    numbers = {gpu.number for gpu in inventory.gpus} | inventory.lost.keys()
-    names = [f"gpu{number}" for number in numbers]
+    names = [*inventory.names]
     if not inventory.gpus and settings.policy.allow_cpu:
         names.append("cpu0")
     return [InstanceSettings(name=InstanceName(name)) for name in names]
@@ -76,31 +69,23 @@ def _default_instances(settings: NodeSettings, inventory: Inventory) -> list[Ins
 def _desired_instance(
     instance: InstanceSettings, settings: NodeSettings, inventory: Inventory
 ) -> DesiredInstance:
-    devices, missing = _find_devices(instance.name, settings, inventory)
-    return DesiredInstance(
-        name=instance.name,
-        devices=devices,
-        model=instance.model,
-        pinned=instance.pinned,
-        missing=missing,
+    name = instance.name
+    desired = DesiredInstance(
+        name=name, model=instance.model, pinned=instance.pinned, is_fixed=bool(instance.gpus)
     )
-
-
-def _find_devices(
-    name: InstanceName, settings: NodeSettings, inventory: Inventory
-) -> tuple[tuple[str, ...], str]:
-    """Return the devices of an instance and, when it cannot run, the reason."""
-    match = _NUMBER.match(name)
-    if match is None:
-        return (), "" if settings.policy.allow_cpu else "policy.allow_cpu is false"
-    number = int(match[1])
-    gpu = inventory.gpu(number)
-    if gpu is not None:
-        return (gpu.reading.uuid,), ""
-    return (), _missing_gpu_text(number, inventory)
-
-
-def _missing_gpu_text(number: int, inventory: Inventory) -> str:
-    uuid = inventory.lost.get(number)
-    text = f"gpu{number} is not there" + (f" any more ({uuid})" if uuid else "")
-    return "; ".join((text, *inventory.problems))
+    if name in inventory.taken:
+        return replace(desired, missing=inventory.why_missing(name), is_foreign=True)
+    if not is_gpu(name):
+        allowed = settings.policy.allow_cpu
+        return replace(desired, missing="" if allowed else "policy.allow_cpu is false")
+    others = [f"gpu{number}" for number in instance.gpus[1:]]
+    found = {each: inventory.find(each) for each in (name, *others)}
+    missing = [inventory.why_missing(each) for each, gpu in found.items() if gpu is None]
+    numbers = {int(gpu_of(each)[3:].partition("-")[0]) for each in found}
+    return replace(
+        desired,
+        devices=tuple(gpu.reading.uuid for gpu in found.values() if gpu is not None),
+        missing="; ".join(missing),
+        is_lost=any(number in inventory.gone for number in numbers),
+        is_foreign=gpu_of(name) in inventory.taken or gpu_of(name) in inventory.unlisted,
+    )

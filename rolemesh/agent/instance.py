@@ -20,6 +20,8 @@ class InstanceState(Enum):
     DRAINING = "draining"
     STOPPING = "stopping"
     FAILED = "failed"
+    STUCK = "stuck"
+    """Its processes cannot be killed: nothing is started there until they are gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +30,7 @@ class Instance:
 
     `model_id` is what it runs, or is about to; `next_model_id` what it shall run once the stop
     under way is over. `reason` says why it failed or who stopped it. `restarts` are the automatic
-    restarts of its unit seen when it last began to load.
+    restarts of its unit seen when it last began to load. `by_others`: the stop under way is not ours.
     """
 
     name: InstanceName
@@ -37,6 +39,7 @@ class Instance:
     next_model_id: ModelId | None = None
     reason: str = ""
     restarts: int = 0
+    by_others: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +56,9 @@ class RestartWanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnloadWanted:
-    """The instance shall become empty."""
+    """The instance shall become empty; `why`, for the log."""
+
+    why: str = "asked for"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +69,20 @@ class Drained:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActionFailed:
     """What was asked of the unit did not come true: it did not become active, or does not stop."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceLost:
+    """A GPU it runs over is lost for sure; there is nothing to wait for."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StuckProcesses:
+    """Its unit is over, and processes of it are left that cannot be killed."""
 
     reason: str
 
@@ -85,6 +104,7 @@ class UnitObserved:
     status_text: str = ""
     result: str = "success"
     restarts: int = 0
+    stuck_pids: tuple[int, ...] = ()
 
     @property
     def failing(self) -> bool:
@@ -93,7 +113,15 @@ class UnitObserved:
 
 
 InstanceEvent = (
-    LoadWanted | RestartWanted | UnloadWanted | Drained | ActionFailed | UnitStopped | UnitObserved
+    LoadWanted
+    | RestartWanted
+    | UnloadWanted
+    | Drained
+    | ActionFailed
+    | DeviceLost
+    | StuckProcesses
+    | UnitStopped
+    | UnitObserved
 )
 
 

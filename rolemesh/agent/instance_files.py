@@ -1,8 +1,8 @@
 """Where an instance's files are: the socket of its llama-server, and what it was told to run.
 
-The parameters file holds {"model_id", "devices", "generation"} and nothing else: path, binary and
-arguments come from the node's configuration, so that nothing the agent writes decides what is
-executed.
+The parameters file holds {"model_id", "devices", "generation", "config"} and nothing else: path,
+binary and arguments come from the node's configuration, which root owns and of which `config`
+only says the directory, so that nothing the agent writes decides what is executed.
 """
 
 import contextlib
@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from rolemesh.errors import NodeError, StartError
+from rolemesh.errors import ConfigError, NodeError, StartError
+from rolemesh.llama import server_facts
+from rolemesh.llama.parameters import Parameters, read_parameters
+from rolemesh.llama.server_facts import ServerFacts, read_facts
 from rolemesh.names import InstanceName, ModelId, NodeId
 from rolemesh.runtime.state import StateFile
 
@@ -32,11 +35,15 @@ _LONGEST_NODE_NAME: Final = 24
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceFiles:
-    """The directories of all instances: `sockets`/INSTANCE/http.sock, `parameters`/INSTANCE.json."""
+    """The directories of all instances: `sockets`/INSTANCE/http.sock, `parameters`/INSTANCE.json.
+
+    `config` is the name of the agent whose configuration the instances read, "" for the first's.
+    """
 
     sockets: Path
     parameters: Path
     made_by_systemd: bool = False
+    config: str = ""
 
     @classmethod
     def below(cls, runtime_directory: Path) -> "InstanceFiles":
@@ -44,9 +51,14 @@ class InstanceFiles:
         return cls(sockets=runtime_directory, parameters=runtime_directory / "parameters")
 
     @classmethod
-    def of_systemd(cls) -> "InstanceFiles":
+    def of_systemd(cls, config: str = "") -> "InstanceFiles":
         """Return the places that the units of systemd use."""
-        return cls(sockets=SYSTEMD_SOCKETS, parameters=SYSTEMD_PARAMETERS, made_by_systemd=True)
+        return cls(
+            sockets=SYSTEMD_SOCKETS,
+            parameters=SYSTEMD_PARAMETERS,
+            made_by_systemd=True,
+            config=config,
+        )
 
     def socket(self, instance: InstanceName) -> Path:
         """Return the path of the instance's HTTP socket."""
@@ -86,15 +98,22 @@ class InstanceFiles:
         file = self._parameters(instance)
         before = _as_mapping(file.load()).get("generation")
         generation = before + 1 if isinstance(before, int) else 1
-        file.save({"model_id": model_id, "devices": list(devices), "generation": generation})
+        tree = {"model_id": model_id, "devices": list(devices), "generation": generation}
+        file.save({**tree, "config": self.config} if self.config else tree)
         if file.problem:
             msg = f"{instance} cannot be told what to run: {file.problem}"
             raise NodeError(msg)
 
-    def read_model(self, instance: InstanceName) -> ModelId | None:
-        """Return the model the instance was told to run, None when it was told nothing."""
-        model_id = _as_mapping(self._parameters(instance).load()).get("model_id")
-        return ModelId(model_id) if isinstance(model_id, str) else None
+    def read_parameters(self, instance: InstanceName) -> Parameters | None:
+        """Return what the instance was told to run, None when it was told nothing of sense."""
+        try:
+            return read_parameters(self.parameters_file(instance))
+        except ConfigError:
+            return None
+
+    def read_facts(self, instance: InstanceName) -> ServerFacts | None:
+        """Return what the instance says of its llama-server, None where it says nothing of sense."""
+        return read_facts(self.sockets / instance / server_facts.FILE_NAME)
 
     def remove_parameters(self, instance: InstanceName) -> None:
         """Take back what the instance was told to run."""

@@ -15,13 +15,18 @@ from rolemesh.agent.access import AgentAccess
 from rolemesh.agent.base_url import Listening
 from rolemesh.agent.directory_lock import hold_directory
 from rolemesh.agent.fleet import Fleet
-from rolemesh.agent.gpu_numbers import GpuNumbersFile
+from rolemesh.agent.fleet_memory import FleetMemory
+from rolemesh.agent.gpu_claims import GpuClaims, claims_directory
+from rolemesh.agent.gpu_numbers import GpuNumbersFile, numbers_directory
+from rolemesh.agent.gpu_watch import GpuWatch
 from rolemesh.agent.host_watch import HostWatch
 from rolemesh.agent.inference import Inference
 from rolemesh.agent.model_check import ModelCheck
 from rolemesh.agent.node import Node
 from rolemesh.agent.node_api import NodeApi
 from rolemesh.agent.nvml import Nvml
+from rolemesh.agent.operator_choices import OperatorChoices
+from rolemesh.agent.other_devices import OtherDevices
 from rolemesh.agent.report import build_report, status_line
 from rolemesh.agent.reporters import Reporters
 from rolemesh.agent.token import load_token
@@ -31,6 +36,7 @@ from rolemesh.config.dropins import ConfigSource
 from rolemesh.config.settings import ClientTls, GatewayLink, NodeSettings, ServerTls
 from rolemesh.config.store import ConfigStore, node_store
 from rolemesh.relay.application import open_application
+from rolemesh.relay.control_socket import control_path, open_control_socket
 from rolemesh.relay.inbound import InboundServer
 from rolemesh.relay.paths import inference_paths
 from rolemesh.relay.serving import accepting
@@ -82,9 +88,6 @@ class Agent:
         self._boot_id = secrets.token_hex(8)
         self._token = load_token(state_directory)
         self._state_directory = state_directory
-        self._host_watch = HostWatch(
-            nvml=Nvml(), numbers_file=GpuNumbersFile(state_directory), models=ModelCheck()
-        )
 
     async def run(self, source: ConfigSource) -> None:
         """Serve until told to stop, then drain; `source` is passed on to rolemesh-llama."""
@@ -96,11 +99,26 @@ class Agent:
         host = choose_unit_host(
             node_id=settings.node_id,
             state_directory=self._state_directory,
-            config_args=cli.source_arguments(source),
+            source=source,
         )
         self._files = host.files
+        self._gpus = self._gpu_watch(source)
+        self._host_watch = HostWatch(gpus=self._gpus, models=ModelCheck())
         with self._alone():
             await self._run(host)
+
+    def _gpu_watch(self, source: ConfigSource) -> GpuWatch:
+        return GpuWatch(
+            nvml=Nvml(),
+            devices=OtherDevices(),
+            numbers=GpuNumbersFile(numbers_directory(self._state_directory)),
+            claims=GpuClaims(
+                claims_directory(self._files),
+                node_id=self._store.settings.node_id,
+                config=" ".join(cli.source_arguments(source)),
+            ),
+            shares_units=self._files.made_by_systemd,
+        )
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -125,7 +143,15 @@ class Agent:
         settings = self._store.settings
         # The scope ends first: nobody starts an instance while a supervisor stops them.
         async with aclosing(self._host_watch), host.control as control, TaskScope() as scope:
-            fleet = Fleet(control=control, files=self._files, scope=scope, settings=settings)
+            fleet = Fleet(
+                control=control,
+                files=self._files,
+                scope=scope,
+                settings=settings,
+                memory=FleetMemory(lambda: self._host_watch.read_gpus(self._store.settings)),
+                choices=OperatorChoices(self._state_directory),
+            )
+            self._gpus.in_use = fleet.devices_in_use
             await self._build(fleet, scope)
             await self._serve(fleet, scope)
 
@@ -139,6 +165,7 @@ class Agent:
         )
         self._reporters = Reporters(
             scope=scope,
+            node_id=settings.node_id,
             listening=self._listening(settings),
             locate=self._locate,
             build_report=lambda base_url: build_report(
@@ -163,13 +190,17 @@ class Agent:
             view=self._node.view,
             history=inference.log.history,
             started_at=int(datetime.now(UTC).timestamp()),
+            renumber=self._renumber,
         )
-        async with open_application(
-            api.routes(),
-            max_body_bytes=OPERATOR_BODY_BYTES,
-            admit=lambda peer, _path, field: self._access.identify(peer, field),
-            paths=lambda: inference.paths,
-        ) as application:
+        async with (
+            open_control_socket(control_path(os.environ, "node"), api.of_operators()),
+            open_application(
+                api.by_key(),
+                max_body_bytes=OPERATOR_BODY_BYTES,
+                admit=lambda peer, _path, field: self._access.identify(peer, field),
+                paths=lambda: inference.paths,
+            ) as application,
+        ):
             self._inbound = InboundServer(
                 make_job=inference,
                 admit=self._access.identify,
@@ -198,6 +229,10 @@ class Agent:
         await self._lifecycle.serve(self._reload)
         # Before the drain, so that gateways send no more.
         await self._reporters.leave()
+
+    async def _renumber(self) -> None:
+        """Have the GPUs that are there numbered anew."""
+        self._node.observed(await self._host_watch.renumber(self._store.settings))
 
     def _node_changed(self) -> None:
         self._lifecycle.status_changed()

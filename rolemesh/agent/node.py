@@ -7,11 +7,12 @@ others (STATUS, reports) hear of every change, bundled.
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from rolemesh.agent.desired import desired_instances
 from rolemesh.agent.fleet import Fleet
-from rolemesh.agent.host_watch import HostObservation
+from rolemesh.agent.observation import HostObservation
 from rolemesh.agent.report import NodeView
 from rolemesh.config.settings import NodeSettings
 
@@ -37,8 +38,7 @@ class Node:
 
     def start(self) -> None:
         """Adopt and start instances."""
-        self._fleet.problem_of = self._observation.model_problems.of
-        self._fleet.start(self._desired)
+        self._fleet.start(self._desired, self._observation)
         self._fleet.subscribe(self.changed)
 
     def view(self) -> NodeView:
@@ -57,16 +57,16 @@ class Node:
     def observed(self, observation: HostObservation) -> None:
         """Follow what was seen of the machine."""
         self._observation = observation
-        self._fleet.problem_of = observation.model_problems.of
-        self._follow(self.settings)
+        if not self._follow(self.settings):
+            self._fleet.observe(observation)
         self.changed()
 
     def settings_changed(self, settings: NodeSettings) -> None:
         """Follow new settings; what did not change goes on untouched."""
-        for key in ("node_id", "listen", "advertise_url"):
-            if getattr(settings, key) != getattr(self.settings, key):
-                logger.warning("%s changed: that takes effect at the next start", key)
-        self._follow(settings)
+        node_id = self.settings.node_id
+        if settings.node_id != node_id:
+            logger.warning("node_id changed: that takes effect at the next start")
+        self._follow(replace(settings, node_id=node_id))
         self.changed()
 
     def changed(self) -> None:
@@ -74,11 +74,13 @@ class Node:
         if self._bundle is None:
             self._bundle = self._loop.call_later(BUNDLE_S, self._tell)
 
-    def _follow(self, settings: NodeSettings) -> None:
+    def _follow(self, settings: NodeSettings) -> bool:
         desired = desired_instances(settings, self._observation.inventory)
-        if (settings, desired) != (self.settings, self._desired):
-            self.settings, self._desired = settings, desired
-            self._fleet.apply(settings, desired)
+        if (settings, desired) == (self.settings, self._desired):
+            return False
+        self.settings, self._desired = settings, desired
+        self._fleet.apply(settings, desired, self._observation)
+        return True
 
     def _tell(self) -> None:
         self._bundle = None

@@ -1,12 +1,15 @@
 """What a request is told whose model cannot answer now; `reason` is for machines."""
 
 from rolemesh.agent.failures import Failure
-from rolemesh.agent.placement import Refused
+from rolemesh.agent.placement_view import Refused
 from rolemesh.errors import SlotsBusy, Unavailable
 from rolemesh.names import ModelId
 
 RETRY_S = 5.0
 """What a client is told to wait for a model that is loading, or for room."""
+
+NO_ROOM = "no_room"
+"""The reason of what may pass: others have to do their work first."""
 
 
 def slots_busy(model_id: ModelId) -> SlotsBusy:
@@ -32,5 +35,9 @@ def not_ready(model_id: ModelId, refused: Refused | None) -> Unavailable:
         msg = f"'{model_id}' is still loading"
         return Unavailable(msg, reason="loading", retry_after_s=RETRY_S)
     msg = f"no instance can take '{model_id}': {refused}"
-    reason = "no_room" if refused.may_pass else "no_instance"
+    reason = NO_ROOM if refused.may_pass else _lasting(refused)
     return Unavailable(msg, reason=reason, retry_after_s=RETRY_S)
+
+
+def _lasting(refused: Refused) -> str:
+    return "does_not_fit" if refused.need_text else "no_instance"

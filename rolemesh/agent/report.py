@@ -11,9 +11,8 @@ from typing import Any, Final
 from rolemesh import __version__
 from rolemesh.agent.failures import Failure
 from rolemesh.agent.fleet_snapshot import FleetSnapshot, InstanceSnapshot
-from rolemesh.agent.host_watch import HostObservation
 from rolemesh.agent.instance import InstanceState
-from rolemesh.agent.placement import Refused, place_model
+from rolemesh.agent.observation import HostObservation
 from rolemesh.config.settings import ModelSettings, NodeSettings
 from rolemesh.wire import InstanceReport, ModelReport, ModelState, NodeReport
 
@@ -54,6 +53,8 @@ def _report_model(model: ModelSettings, view: NodeView) -> ModelReport:
         slots=slots,
         slots_free=max(0, slots - held),
         progress=_progress(instances) if state is ModelState.LOADING else None,
+        load_estimate_s=view.fleet.load_s.get(model.model_id),
+        has_room=state is not ModelState.COLD or model.model_id not in view.fleet.refused,
         instances=tuple(
             InstanceReport(
                 name=each.view.name,
@@ -88,9 +89,9 @@ def _why_unusable(model: ModelSettings, view: NodeView, state: ModelState) -> st
     failure = view.fleet.failures.get(model.model_id)
     if failure is not None and failure.retry_at > view.now:
         return _failed_text(failure)
-    placed = place_model(model.model_id, [each.view for each in view.fleet.instances])
-    if isinstance(placed, Refused) and not placed.may_pass:
-        return f"no instance can take it: {placed}"
+    refused = view.fleet.refused.get(model.model_id)
+    if refused is not None and not refused.may_pass:
+        return f"no instance can take it: {refused}"
     return ""
 
 
@@ -117,6 +118,7 @@ def inventory_json(view: NodeView) -> dict[str, Any]:
             **view.host.host.to_json(),
             "nvidia_driver": inventory.driver_version or None,
             "problems": list(inventory.problems),
+            "missing": list(what_is_missing(view)),
         },
     }
 
@@ -158,8 +160,7 @@ def what_is_missing(view: NodeView) -> tuple[str, ...]:
         for model_id, failure in view.fleet.failures.items()
         if not view.host.model_problems.of(model_id)
     ]
-    if view.host.state_problem:
-        missing.append(view.host.state_problem)
+    missing += filter(None, (view.host.state_problem, view.fleet.problem))
     return tuple(dict.fromkeys(missing))
 
 

@@ -15,8 +15,9 @@ from typing import Any, Final
 
 from rolemesh.address import UpstreamAddress
 from rolemesh.agent.base_url import Listening, choose_base_url, find_local_address
-from rolemesh.config.settings import GatewayLink, NodeSettings
+from rolemesh.config.settings import GatewayLink
 from rolemesh.errors import UpstreamBroke, UpstreamError
+from rolemesh.names import NodeId
 from rolemesh.relay.fetch import FetchReply, fetch
 from rolemesh.runtime.log import fields
 from rolemesh.wire import ModelReport, NodeReport
@@ -61,7 +62,8 @@ class Reporter:
         *,
         link: GatewayLink,
         gateway: UpstreamAddress,
-        settings: NodeSettings,
+        node_id: NodeId,
+        advertise_url: str | None,
         listening: Listening,
         build_report: BuildReport,
         on_link_change: Callable[[], None],
@@ -71,8 +73,8 @@ class Reporter:
         self.gateway = gateway
         self.state = LinkState.UNTRIED
         self.problem = ""
-        self._node_path = f"/v1/nodes/{settings.node_id}"
-        self._advertise_url = settings.advertise_url
+        self._node_path = f"/v1/nodes/{node_id}"
+        self._advertise_url = advertise_url
         self._listening = listening
         self._build_report = build_report
         self._on_link_change = on_link_change
@@ -86,6 +88,13 @@ class Reporter:
         self._listening = listening
         self._told = ()
         self._changed.set()
+
+    def advertises(self, url: str | None) -> None:
+        """Follow another address to be reached at, and tell the gateway soon."""
+        if url != self._advertise_url:
+            self._advertise_url = url
+            self._told = ()
+            self._changed.set()
 
     def node_changed(self) -> None:
         """Learn that a report would differ from the last one."""

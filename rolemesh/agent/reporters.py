@@ -7,6 +7,7 @@ from rolemesh.address import UpstreamAddress
 from rolemesh.agent.base_url import Listening
 from rolemesh.agent.reporter import BuildReport, LinkState, Reporter
 from rolemesh.config.settings import GatewayLink, NodeSettings
+from rolemesh.names import NodeId
 from rolemesh.runtime.tasks import TaskScope
 
 
@@ -17,6 +18,7 @@ class Reporters:
         self,
         *,
         scope: TaskScope,
+        node_id: NodeId,
         listening: Listening,
         locate: Callable[[GatewayLink], UpstreamAddress],
         build_report: BuildReport,
@@ -24,6 +26,7 @@ class Reporters:
     ) -> None:
         """`locate` says where a link leads, and what verifies it now."""
         self._scope = scope
+        self._node_id = node_id
         self._listening = listening
         self._locate = locate
         self._build_report = build_report
@@ -44,7 +47,9 @@ class Reporters:
                 _ = self._scope.start(self._end(link), name=f"leave {link.url}")
         for link in settings.gateways:
             if link in self._links:
-                self._links[link][0].gateway = self._locate(link)
+                reporter = self._links[link][0]
+                reporter.gateway = self._locate(link)
+                reporter.advertises(settings.advertise_url)
             else:
                 self._begin(link, settings)
 
@@ -73,7 +78,8 @@ class Reporters:
         reporter = Reporter(
             link=link,
             gateway=self._locate(link),
-            settings=settings,
+            node_id=self._node_id,
+            advertise_url=settings.advertise_url,
             listening=self._listening,
             build_report=self._build_report,
             on_link_change=self._on_link_change,

@@ -156,6 +156,14 @@ class SystemdBus:
         except NoSuchUnit:
             return None
 
+    async def unit_processes(self, unit: str) -> tuple[int, ...]:
+        """Return the pids of all processes in a unit's control group; none if it is not loaded."""
+        try:
+            processes = await self._ask("GetUnitProcesses", "s", unit, unit=unit)
+        except NoSuchUnit:
+            return ()
+        return tuple(sorted(pid for _group, pid, _command in processes))
+
     async def reset_failed(self, unit: str) -> None:
         """Forget a unit's failure; raises NoSuchUnit."""
         await self._ask("ResetFailedUnit", "s", unit, unit=unit)

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self
 
@@ -20,7 +21,7 @@ from rolemesh.agent.systemd_bus import (
 )
 from rolemesh.agent.systemd_errors import BusLost, NoSuchUnit
 from rolemesh.agent.unit_control import ActiveState, UnitStatus
-from rolemesh.errors import NodeError, StartError, UnitFailed
+from rolemesh.errors import NodeError, StartError, UnitFailed, UnitStuck
 from rolemesh.names import InstanceName, parse_instance
 from rolemesh.runtime.tasks import TaskScope
 
@@ -36,6 +37,9 @@ _ATTEMPTS: Final = 5
 
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 5.0
+STUCK_LOOK_S: Final = 3.0
+"""How often it is looked whether what is left of a unit is gone: systemd does not tell."""
+
 _GATHER_S: Final = 0.02
 """Hints come in bursts, about eight for a start: one reading answers all of them."""
 
@@ -47,6 +51,7 @@ _ACTIVE_STATES: Final[Mapping[str, ActiveState]] = {
     "refreshing": ActiveState.ACTIVE,
     "maintenance": ActiveState.INACTIVE,
 }
+_OVER: Final = frozenset({ActiveState.INACTIVE, ActiveState.FAILED})
 _ENABLED: Final = frozenset({"enabled", "enabled-runtime"})
 _PAUSES_BEFORE_RESTART: Final = frozenset({"auto-restart", "auto-restart-queued"})
 
@@ -81,6 +86,7 @@ class SystemdUnits:
         self._hint = asyncio.Event()
         # One reading at a time: the latest answer is the latest truth.
         self._reading = asyncio.Lock()
+        self._look_timers: dict[InstanceName, asyncio.TimerHandle] = {}
 
     async def __aenter__(self) -> Self:
         """Connect and adopt what runs; raises StartError when systemd cannot be reached."""
@@ -103,6 +109,8 @@ class SystemdUnits:
         traceback: TracebackType | None,
     ) -> None:
         """Leave the bus; the units go on."""
+        for timer in self._look_timers.values():
+            timer.cancel()
         await self._scope.__aexit__(exc_type, exc, traceback)
 
     async def start(self, instance: InstanceName) -> None:
@@ -125,6 +133,9 @@ class SystemdUnits:
             except NoSuchUnit:
                 result = "done"
             await self._read(bus, (instance,))
+            status = self._statuses.get(instance)
+            if status is not None and status.stuck_pids:
+                raise UnitStuck(instance, status.stuck_pids)
             if result == "canceled":
                 msg = "somebody else started it again before it had stopped"
                 raise NodeError(msg)
@@ -215,7 +226,7 @@ class SystemdUnits:
             try:
                 await self._use_connection()
                 pause_s = _FIRST_PAUSE_S
-            except BusLost as err:
+            except NodeError as err:  # lost, or refused in the middle of a change of systemd's
                 self._why_unreachable = str(err)
             log = logger.warning if pause_s == _FIRST_PAUSE_S else logger.debug
             log("connection to systemd lost (%s); connecting again", self._why_unreachable)
@@ -272,13 +283,40 @@ class SystemdUnits:
         """Read units; one that never ran stays unknown here unless `known`."""
         async with self._reading:
             for instance in instances:
-                status = _status(instance, await bus.read_unit(unit_name(instance)))
+                status = await self._read_one(bus, instance)
                 before = self._statuses.get(instance)
                 never_ran = before is None and status.active is ActiveState.INACTIVE
                 if status != before and (known or not never_ran):
                     self._statuses[instance] = status
                     for on_change in self._subscribers:
                         on_change(status)
+
+    async def _read_one(self, bus: SystemdBus, instance: InstanceName) -> UnitStatus:
+        reading = await bus.read_unit(unit_name(instance))
+        status = _status(instance, reading)
+        if reading is None or status.active not in _OVER:
+            return status
+        # systemd gives up on what SIGKILL does not end, and calls the unit failed.
+        pids = await _processes(bus, instance)
+        if pids and instance not in self._look_timers:
+            self._look_timers[instance] = asyncio.get_running_loop().call_later(
+                STUCK_LOOK_S, self._look_again, instance
+            )
+        return replace(status, stuck_pids=pids)
+
+    def _look_again(self, instance: InstanceName) -> None:
+        del self._look_timers[instance]
+        self._unit_changed(unit_name(instance))
+
+
+async def _processes(bus: SystemdBus, instance: InstanceName) -> tuple[int, ...]:
+    try:
+        return await bus.unit_processes(unit_name(instance))
+    except BusLost:
+        raise
+    except NodeError as err:
+        logger.warning("cannot tell which processes of %s are left: %s", instance, err)
+        return ()
 
 
 def _status(instance: InstanceName, reading: UnitReading | None) -> UnitStatus:

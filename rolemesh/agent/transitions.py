@@ -4,7 +4,9 @@
     ready --load of another model, or unload--> draining --last lease--> stopping --> stopped
     stopping --next model--> starting
     starting | loading --start failed--> failed --load--> stopping
-    ready --crash: unit activating again--> loading --crashes again--> failed --restart works--> ready
+    ready --crash: unit activates again--> loading --crashes again--> failed --it works--> ready
+    any but stopped --its GPU is lost--> stopping
+    any --processes that cannot be killed--> stuck --they are gone--> stopped
 
 An event that means nothing in a state leaves it as it is: observations come late and repeated.
 """
@@ -17,6 +19,7 @@ from typing import Final
 from rolemesh.agent.instance import (
     Action,
     ActionFailed,
+    DeviceLost,
     Drain,
     Drained,
     Instance,
@@ -26,6 +29,7 @@ from rolemesh.agent.instance import (
     RestartWanted,
     StartUnit,
     StopUnit,
+    StuckProcesses,
     UnitObserved,
     UnitStopped,
     UnloadWanted,
@@ -41,20 +45,42 @@ STOPPED_OUTSIDE = "stopped outside the agent"
 def step(instance: Instance, event: InstanceEvent) -> Step:
     """Return what the instance becomes by `event` and what is to be done about it."""
     match event:
+        case UnitObserved() if event.stuck_pids:
+            return _stuck(instance, _stuck_text(event.stuck_pids)), ()
+        case UnitObserved():
+            return _OBSERVED[instance.state](instance, event)
+        case LoadWanted() | RestartWanted() | UnloadWanted():
+            return _on_wish(instance, event)
+        case _:
+            return _on_outcome(instance, event)
+
+
+def _on_wish(instance: Instance, wish: LoadWanted | RestartWanted | UnloadWanted) -> Step:
+    match wish:
         case LoadWanted(model_id=model_id):
             return _on_load_wanted(instance, model_id)
         case RestartWanted():
             return _on_restart_wanted(instance)
         case UnloadWanted():
             return _on_unload_wanted(instance)
+
+
+def _on_outcome(
+    instance: Instance, event: Drained | ActionFailed | DeviceLost | StuckProcesses | UnitStopped
+) -> Step:
+    match event:
         case Drained():
             return _on_drained(instance)
         case ActionFailed(reason=reason):
             return _on_action_failed(instance, reason), ()
+        case DeviceLost(reason=reason):
+            return _on_device_lost(instance, reason)
+        case StuckProcesses(reason=reason) if instance.state is InstanceState.STOPPING:
+            return _stuck(instance, reason), ()
+        case StuckProcesses():
+            return instance, ()  # they are gone since
         case UnitStopped():
             return _on_unit_stopped(instance)
-        case UnitObserved():
-            return _OBSERVED[instance.state](instance, event)
 
 
 def _on_load_wanted(instance: Instance, model_id: ModelId) -> Step:
@@ -63,17 +89,19 @@ def _on_load_wanted(instance: Instance, model_id: ModelId) -> Step:
             return _start(instance, model_id)
         case InstanceState.FAILED:
             # Its unit may be trying again by itself, with what it was told before: stop that first.
-            stopping = replace(instance, state=InstanceState.STOPPING, next_model_id=model_id)
-            return stopping, (StopUnit(),)
+            return _stop(instance, next_model_id=model_id)
         case InstanceState.READY if instance.model_id != model_id:
             return _drain(instance, next_model_id=model_id)
-        case InstanceState.DRAINING if (
-            instance.next_model_id is None and instance.model_id == model_id
-        ):
-            return replace(instance, state=InstanceState.READY), ()
+        case InstanceState.DRAINING if instance.model_id == model_id:
+            return replace(instance, state=InstanceState.READY, next_model_id=None), ()
         case InstanceState.DRAINING | InstanceState.STOPPING:
             return replace(instance, next_model_id=model_id), ()
-        case InstanceState.READY | InstanceState.STARTING | InstanceState.LOADING:
+        case (
+            InstanceState.READY
+            | InstanceState.STARTING
+            | InstanceState.LOADING
+            | InstanceState.STUCK
+        ):
             return instance, ()
 
 
@@ -82,22 +110,14 @@ def _on_restart_wanted(instance: Instance) -> Step:
         case InstanceState.READY:
             return _drain(instance, next_model_id=instance.model_id)
         case InstanceState.STARTING | InstanceState.LOADING:
-            stopping = replace(
-                instance, state=InstanceState.STOPPING, next_model_id=instance.model_id
-            )
-            return stopping, (StopUnit(),)
-        case (
-            InstanceState.STOPPED
-            | InstanceState.DRAINING
-            | InstanceState.STOPPING
-            | InstanceState.FAILED
-        ):
+            return _stop(instance, next_model_id=instance.model_id)
+        case _:
             return instance, ()
 
 
 def _on_unload_wanted(instance: Instance) -> Step:
     match instance.state:
-        case InstanceState.STOPPED:
+        case InstanceState.STOPPED | InstanceState.STUCK:
             return instance, ()
         case InstanceState.READY:
             return _drain(instance, next_model_id=None)
@@ -105,9 +125,7 @@ def _on_unload_wanted(instance: Instance) -> Step:
             return replace(instance, next_model_id=None), ()
         case InstanceState.STARTING | InstanceState.LOADING | InstanceState.FAILED:
             # Also of a failed one: its unit may be about to restart by itself.
-            return replace(instance, state=InstanceState.STOPPING, next_model_id=None), (
-                StopUnit(),
-            )
+            return _stop(instance)
 
 
 def _on_action_failed(instance: Instance, reason: str) -> Instance:
@@ -119,8 +137,19 @@ def _on_action_failed(instance: Instance, reason: str) -> Instance:
             return Instance(
                 name=instance.name, state=InstanceState.FAILED, model_id=bound_for, reason=reason
             )
-        case InstanceState.STOPPED | InstanceState.READY | InstanceState.DRAINING:
+        case _:
             return instance
+
+
+def _on_device_lost(instance: Instance, reason: str) -> Step:
+    """Stop at once: requests under way are lost with the card."""
+    match instance.state:
+        case InstanceState.STOPPED | InstanceState.STUCK:
+            return instance, ()
+        case InstanceState.STOPPING:
+            return replace(instance, next_model_id=None, reason=reason), ()
+        case _:
+            return _stop(instance, reason=reason)
 
 
 def _on_drained(instance: Instance) -> Step:
@@ -134,7 +163,7 @@ def _on_unit_stopped(instance: Instance) -> Step:
         return instance, ()
     if instance.next_model_id is not None:
         return _start(instance, instance.next_model_id)
-    return _stopped(instance, reason=""), ()
+    return _stopped(instance, reason=instance.reason), ()
 
 
 def _observed_while_stopped(instance: Instance, unit: UnitObserved) -> Instance:
@@ -182,9 +211,14 @@ def _observed_while_ready(instance: Instance, unit: UnitObserved) -> Instance:
             return replace(instance, restarts=unit.restarts)
         case ActiveState.ACTIVATING:
             return _loading(instance, unit)
+        case ActiveState.DEACTIVATING if unit.failing:
+            return _loading(instance, unit)  # by the watchdog: its restart follows
+        case ActiveState.DEACTIVATING:
+            # A job of ours would replace that of who stops or restarts it.
+            return replace(instance, state=InstanceState.STOPPING, by_others=True)
         case ActiveState.FAILED:
             return _failed(instance, unit)
-        case ActiveState.INACTIVE | ActiveState.DEACTIVATING:
+        case ActiveState.INACTIVE:
             return _stopped(instance, reason=_why_stopped(unit))
 
 
@@ -207,10 +241,33 @@ def _observed_while_draining(instance: Instance, unit: UnitObserved) -> Step:
     return instance, ()
 
 
+def _observed_while_stuck(instance: Instance, unit: UnitObserved) -> Instance:
+    match unit.active:
+        case ActiveState.ACTIVE:
+            return _ready(instance, unit)
+        case ActiveState.INACTIVE | ActiveState.FAILED:
+            return _stopped(instance, reason="")
+        case ActiveState.ACTIVATING | ActiveState.DEACTIVATING:
+            return instance
+
+
 def _observed_while_stopping(instance: Instance, unit: UnitObserved) -> Step:
     """Wait for UnitStopped: the unit may be down before its last process is gone."""
-    del unit
-    return instance, ()
+    if not instance.by_others:
+        return instance, ()
+    match unit.active:
+        case ActiveState.INACTIVE | ActiveState.FAILED if instance.next_model_id is not None:
+            return _start(instance, instance.next_model_id)
+        case ActiveState.INACTIVE:
+            return _stopped(instance, reason=_why_stopped(unit)), ()
+        case ActiveState.FAILED:
+            return replace(_failed(instance, unit), by_others=False), ()
+        case ActiveState.ACTIVATING:
+            return replace(_loading(instance, unit), by_others=False), ()
+        case ActiveState.ACTIVE:
+            return replace(_ready(instance, unit), by_others=False), ()
+        case ActiveState.DEACTIVATING:
+            return instance, ()
 
 
 def _without_action(
@@ -229,6 +286,7 @@ _OBSERVED: Final[Mapping[InstanceState, Callable[[Instance, UnitObserved], Step]
             InstanceState.FAILED: _without_action(_observed_while_failed),
             InstanceState.DRAINING: _observed_while_draining,
             InstanceState.STOPPING: _observed_while_stopping,
+            InstanceState.STUCK: _without_action(_observed_while_stuck),
         }
     )
 )
@@ -244,8 +302,23 @@ def _drain(instance: Instance, *, next_model_id: ModelId | None) -> Step:
     return draining, (Drain(),)
 
 
+def _stop(instance: Instance, *, next_model_id: ModelId | None = None, reason: str = "") -> Step:
+    stopping = replace(
+        instance, state=InstanceState.STOPPING, next_model_id=next_model_id, reason=reason
+    )
+    return stopping, (StopUnit(),)
+
+
 def _stopped(instance: Instance, *, reason: str) -> Instance:
     return Instance(name=instance.name, reason=reason)
+
+
+def _stuck(instance: Instance, reason: str) -> Instance:
+    return replace(instance, state=InstanceState.STUCK, next_model_id=None, reason=reason)
+
+
+def _stuck_text(pids: tuple[int, ...]) -> str:
+    return f"processes cannot be killed: {', '.join(map(str, pids))}"
 
 
 def _why_stopped(unit: UnitObserved) -> str:

@@ -29,7 +29,8 @@ class UnitStatus:
     `main_pid` is the pid of its rolemesh-llama, None when it does not run. `status_text` is the
     last STATUS= it sent. `result` is systemd's Result: "success" unless it failed ("exit-code",
     "signal", "watchdog", "timeout", "protocol"). `restarts` counts automatic restarts (NRestarts).
-    `enabled`: an admin wants it to run whenever the machine does.
+    `enabled`: an admin wants it to run whenever the machine does. `stuck_pids` are processes left
+    of a unit that is over, which cannot be killed.
     """
 
     instance: InstanceName
@@ -39,6 +40,7 @@ class UnitStatus:
     result: str
     restarts: int
     enabled: bool = False
+    stuck_pids: tuple[int, ...] = ()
 
 
 class UnitControl(Protocol):
@@ -52,7 +54,10 @@ class UnitControl(Protocol):
         """
 
     async def stop(self, instance: InstanceName) -> None:
-        """Stop the unit and return once no process of it is left; no effect if it is stopped."""
+        """Stop the unit and return once no process of it is left; no effect if it is stopped.
+
+        Raises UnitStuck when processes are left that cannot be killed.
+        """
 
     async def restart(self, instance: InstanceName) -> None:
         """Stop, then start."""

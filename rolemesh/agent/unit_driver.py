@@ -7,19 +7,28 @@ waits for its predecessor. Outcomes come back as events of the instance.
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Final
 
-from rolemesh.agent.instance import ActionFailed, InstanceEvent, UnitObserved, UnitStopped
+from rolemesh.agent.instance import (
+    ActionFailed,
+    InstanceEvent,
+    StuckProcesses,
+    UnitObserved,
+    UnitStopped,
+)
 from rolemesh.agent.instance_files import InstanceFiles
-from rolemesh.agent.unit_control import UnitControl, UnitStatus
-from rolemesh.errors import NodeError, UnitFailed
+from rolemesh.agent.unit_control import ActiveState, UnitControl, UnitStatus
+from rolemesh.errors import NodeError, UnitFailed, UnitStuck
 from rolemesh.names import InstanceName, ModelId
 from rolemesh.runtime.tasks import TaskScope
 
 logger = logging.getLogger(__name__)
 
+_OVER: Final = frozenset({ActiveState.INACTIVE, ActiveState.FAILED})
+
 Effect = Callable[[], Coroutine[Any, Any, InstanceEvent]]
 Report = Callable[[InstanceName, InstanceEvent], None]
+Room = Callable[[], Coroutine[Any, Any, None]]
 
 
 def observed(status: UnitStatus, model_id: ModelId | None) -> UnitObserved:
@@ -30,6 +39,7 @@ def observed(status: UnitStatus, model_id: ModelId | None) -> UnitObserved:
         status_text=status.status_text,
         result=status.result,
         restarts=status.restarts,
+        stuck_pids=status.stuck_pids,
     )
 
 
@@ -44,11 +54,24 @@ class UnitDriver:
         self._latest: dict[InstanceName, asyncio.Task[None]] = {}
 
     def start(
-        self, instance: InstanceName, model_id: ModelId, devices: tuple[str, ...], report: Report
+        self,
+        instance: InstanceName,
+        model_id: ModelId,
+        devices: tuple[str, ...],
+        *,
+        room: Room,
+        report: Report,
     ) -> None:
-        """Run `model_id` on the instance; reports how its unit then stands, or ActionFailed."""
+        """Run `model_id` on the instance; reports how its unit then stands, or ActionFailed.
+
+        Once `room` returns the memory is there; the NodeError that it may raise is the reason of
+        the failure.
+        """
 
         async def effect() -> InstanceEvent:
+            await self._end_others(instance)
+            await room()
+            await self._end_others(instance)
             self._files.write_parameters(instance, model_id, devices)
             await self._control.reset_failed(instance)
             await self._control.start(instance)
@@ -56,6 +79,12 @@ class UnitDriver:
 
         self._perform(instance, "start", effect, report)
         self._starts[instance] = self._latest[instance]
+
+    async def _end_others(self, instance: InstanceName) -> None:
+        """Stop a unit that somebody else has started: a start would leave it with its model."""
+        before = self._control.statuses().get(instance)
+        if before is not None and before.active not in _OVER:
+            await self._control.stop(instance)
 
     def stop(self, instance: InstanceName, report: Report) -> None:
         """Stop the instance's unit; reports UnitStopped, or ActionFailed."""
@@ -95,6 +124,8 @@ class UnitDriver:
             event = await effect()
         except UnitFailed as err:
             event = ActionFailed(reason=err.status_text or f"its unit failed ({err.result})")
+        except UnitStuck as err:
+            event = StuckProcesses(reason=str(err))
         except NodeError as err:
             event = ActionFailed(reason=str(err))
         report(instance, event)

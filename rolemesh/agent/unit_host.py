@@ -10,7 +10,10 @@ from typing import Final
 from rolemesh.agent.child_supervisor import ChildSupervisor, rolemesh_llama_argv
 from rolemesh.agent.instance_files import InstanceFiles, runtime_directory
 from rolemesh.agent.systemd_units import TEMPLATE, SystemdUnits
+from rolemesh.config.cli import source_arguments
+from rolemesh.config.dropins import ConfigSource
 from rolemesh.errors import ConfigError, Problem
+from rolemesh.llama.node_directory import agent_name
 from rolemesh.names import NodeId
 
 logger = logging.getLogger(__name__)
@@ -58,18 +61,18 @@ def systemd_hosts_units(
             raise ConfigError((Problem(where=CHOICE_VARIABLE, key="", message=message),))
 
 
-def choose_unit_host(
-    *, node_id: NodeId, state_directory: Path, config_args: Sequence[str]
-) -> UnitHost:
-    """Return who runs the units; `config_args` are the --config options of this agent."""
+def choose_unit_host(*, node_id: NodeId, state_directory: Path, source: ConfigSource) -> UnitHost:
+    """Return who runs the units; `source` is what this agent's own options name."""
+    config_args = source_arguments(source)
     if systemd_hosts_units():
-        if config_args:
+        name = "" if source.config_dir is None else agent_name(source.config_dir)
+        if name is None or source.config is not None or source.override is not None:
             logger.warning(
                 "systemd runs %s without %s: give it the same by $ROLEMESH_LLAMA_OPTIONS in a "
                 "drop-in of that unit",
                 *(TEMPLATE, " ".join(config_args)),
             )
-        return UnitHost(control=SystemdUnits(), files=InstanceFiles.of_systemd())
+        return UnitHost(control=SystemdUnits(), files=InstanceFiles.of_systemd(name or ""))
     files = InstanceFiles.below(runtime_directory(node_id, state_directory))
     supervisor = ChildSupervisor(
         directory=files.sockets,

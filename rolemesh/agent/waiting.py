@@ -13,6 +13,8 @@ class Waiting:
 
     def __init__(self) -> None:
         self._counts: Counter[ModelId] = Counter()
+        self._since: dict[ModelId, float] = {}
+        self._clock = asyncio.get_running_loop().time
         self._changed: asyncio.Event | None = None
 
     @property
@@ -24,16 +26,22 @@ class Waiting:
         """Return the models that are waited for, the longest first."""
         return tuple(self._counts)
 
+    def waited_s(self, model_id: ModelId) -> float:
+        """Return for how long somebody has waited for the model without a break."""
+        since = self._since.get(model_id)
+        return 0.0 if since is None else self._clock() - since
+
     @contextmanager
     def join(self, model_id: ModelId) -> Iterator[None]:
         """Count as waiting for the model inside the context."""
         self._counts[model_id] += 1
+        self._since.setdefault(model_id, self._clock())
         try:
             yield
         finally:
             self._counts[model_id] -= 1
             if not self._counts[model_id]:
-                del self._counts[model_id]
+                del self._counts[model_id], self._since[model_id]
 
     async def until_change(self, deadline: float) -> None:
         """Return at the next `wake`; raises TimeoutError at `deadline`, the loop's time."""

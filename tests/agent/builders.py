@@ -1,21 +1,29 @@
 """Settings as the tests of the agent need them, in few words."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from rolemesh.agent.desired import DesiredInstance
+from rolemesh.agent.host import read_host
 from rolemesh.agent.inventory import Gpu, GpuReading, Inventory
+from rolemesh.agent.model_check import ModelProblems
+from rolemesh.agent.observation import HostObservation
 from rolemesh.config.settings import InstanceSettings, ModelSettings, NodePolicy, NodeSettings
+from rolemesh.llama.memory import MemoryNeed
 from rolemesh.names import InstanceName, ModelId, NodeId, Role
 
 
-def model(name: str, *, parallel: int = 1, roles: tuple[str, ...] = ("planner",)) -> ModelSettings:
+def model(
+    name: str, *, parallel: int = 1, roles: tuple[str, ...] = ("planner",), **others: Any
+) -> ModelSettings:
     return ModelSettings(
         model_id=ModelId(name),
         path=Path(f"/models/{name}.gguf"),
         roles=tuple(map(Role, roles)),
         parallel=parallel,
+        **others,
     )
 
 
@@ -24,6 +32,7 @@ def node_settings(
     instances: dict[str, str | None] | None = None,
     pinned: tuple[str, ...] = (),
     allow_cpu: bool = True,
+    policy: NodePolicy | None = None,
     **others: Any,
 ) -> NodeSettings:
     """Return settings; `instances` maps names to the model each runs."""
@@ -41,7 +50,7 @@ def node_settings(
                 for name, runs in (instances or {}).items()
             }
         ),
-        policy=NodePolicy(allow_cpu=allow_cpu),
+        policy=policy or NodePolicy(allow_cpu=allow_cpu),
         **others,
     )
 
@@ -55,6 +64,34 @@ def inventory(*numbers: int, lost: dict[int, str] | None = None, problem: str = 
         ),
         lost=lost or {},
         problems=(problem,) if problem else (),
+    )
+
+
+def observation(
+    *numbers: int,
+    total_mib: int | None = None,
+    used_mib: int | None = None,
+    needs_mib: dict[str, int] | None = None,
+    problems: dict[str, str] | None = None,
+) -> HostObservation:
+    """Return GPUs of a size with some of it in use, and what is known of the models."""
+    found = inventory(*numbers)
+    gpus = [
+        replace(
+            gpu,
+            reading=replace(gpu.reading, memory_total_mib=total_mib, memory_used_mib=used_mib),
+        )
+        for gpu in found.gpus
+    ]
+    needs = {
+        ModelId(name): MemoryNeed(weights=mib << 20) for name, mib in (needs_mib or {}).items()
+    }
+    return HostObservation(
+        inventory=replace(found, gpus=tuple(gpus)),
+        host=read_host(),
+        model_problems=ModelProblems(
+            models={ModelId(name): text for name, text in (problems or {}).items()}, needs=needs
+        ),
     )
 
 

@@ -10,11 +10,11 @@ from rolemesh.agent.access import AgentAccess
 from rolemesh.agent.desired import DesiredInstance
 from rolemesh.agent.fleet import Fleet
 from rolemesh.agent.host import read_host
-from rolemesh.agent.host_watch import HostObservation
 from rolemesh.agent.inference import Inference
 from rolemesh.agent.instance_files import InstanceFiles
 from rolemesh.agent.model_check import ModelProblems
 from rolemesh.agent.node_api import NodeApi
+from rolemesh.agent.observation import HostObservation
 from rolemesh.agent.report import NodeView
 from rolemesh.agent.request_headers import BOUNDS
 from rolemesh.config.settings import Limits, Listen, NodeSettings, Timeouts
@@ -42,14 +42,20 @@ class AgentStage:
         self.llama = FakeLlamaServer()
         self.problems = ModelProblems(models={})
         self.fleet = Fleet(control=self.units, files=files, scope=scope, settings=settings)
+        self.inventory = inventory(0)
+        self.api: NodeApi
         self.http: aiohttp.ClientSession
+
+    async def renumber(self) -> None:
+        """Let the next GPU be gpu0."""
+        self.inventory = inventory(0)
 
     def view(self) -> NodeView:
         return NodeView(
             settings=self.settings,
             fleet=self.fleet.snapshot(),
             host=HostObservation(
-                inventory=inventory(0), host=read_host(), model_problems=self.problems
+                inventory=self.inventory, host=read_host(), model_problems=self.problems
             ),
             now=0.0,
         )
@@ -76,15 +82,16 @@ async def open_agent(
             paths=inference_paths(settings.paths),
             bounds=bounds,
         )
-        api = NodeApi(
+        api = stage.api = NodeApi(
             access=access,
             fleet=stage.fleet,
             view=stage.view,
             history=inference.log.history,
             started_at=1,
+            renumber=stage.renumber,
         )
         async with open_application(
-            api.routes(), max_body_bytes=1 << 16, admit=lambda *_: None
+            api.by_key(), max_body_bytes=1 << 16, admit=lambda *_: None
         ) as application:
             inbound = InboundServer(
                 make_job=inference,

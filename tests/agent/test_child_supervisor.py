@@ -13,15 +13,17 @@ from typing import Any
 
 import pytest
 
+from rolemesh.agent.child_events import Notified
 from rolemesh.agent.child_supervisor import (
     ChildSupervisor,
     read_notification,
     rolemesh_llama_argv,
 )
-from rolemesh.agent.child_unit import Limits, Notified
+from rolemesh.agent.child_unit import Limits
 from rolemesh.agent.unit_control import ActiveState, UnitStatus
-from rolemesh.errors import StartError, UnitFailed
+from rolemesh.errors import StartError, UnitFailed, UnitStuck
 from rolemesh.names import InstanceName
+from tests.lab import freezer
 from tests.lab.poll import eventually
 from tests.lab.processes import environment_of, is_running, run_to_end
 
@@ -299,6 +301,58 @@ async def test_what_a_main_process_leaves_behind_is_killed(stage: Stage, short_p
     assert len(children) == 1
     await stage.control.stop(GPU0)
     await eventually(lambda: not is_running(children[0]), what="the lingerer is gone")
+
+
+async def test_what_cannot_be_killed_is_named_until_it_is_gone(short_path: Path) -> None:
+    if reason := freezer.why_not():
+        pytest.skip(reason)
+    async with staged(short_path, stop_timeout_s=0.4) as stage:
+        stage.does[GPU0] = ("linger", "ready", "sleep")
+        await stage.control.start(GPU0)
+        pid = stage.status().main_pid
+        assert pid is not None
+        children = tuple(children_of(pid))
+        with freezer.frozen(*children):
+            with pytest.raises(UnitStuck) as caught:
+                await stage.control.stop(GPU0)
+            assert (caught.value.instance, caught.value.pids) == (GPU0, children)
+            status = stage.status()
+            assert (status.active, status.result) == (ActiveState.FAILED, "timeout")
+            assert status.stuck_pids == children
+            error = await stage.failure("ready", "sleep")
+            assert error.status_text == f"processes cannot be killed: {children[0]}"
+            with pytest.raises(UnitStuck):
+                await stage.control.stop(GPU0)
+        await eventually(lambda: stage.status().stuck_pids == (), what="free again")
+        assert stage.seen[-1] == stage.status()
+        await stage.control.start(GPU0)
+        assert stage.status().active is ActiveState.ACTIVE
+
+
+async def test_leaving_does_not_wait_for_what_cannot_be_killed(
+    short_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if reason := freezer.why_not():
+        pytest.skip(reason)
+    with contextlib.ExitStack() as frozen:
+        async with staged(short_path, stop_timeout_s=0.3) as stage:
+            stage.does[GPU0] = ("linger", "ready", "sleep")
+            await stage.control.start(GPU0)
+            pid = stage.status().main_pid
+            assert pid is not None
+            children = children_of(pid)
+            frozen.enter_context(freezer.frozen(*children))
+        assert f"gpu0: left behind: processes cannot be killed: {children[0]}" in caplog.text
+
+
+async def test_a_unit_that_was_stopped_by_a_signal_hears_its_watchdog(short_path: Path) -> None:
+    async with staged(short_path, watchdog_s=0.5, stop_timeout_s=60) as stage:
+        stage.does[GPU0] = ("ready", "watchdog", "sleep")
+        await stage.control.start(GPU0)
+        pid = stage.status().main_pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        await eventually(lambda: stage.status().restarts >= 1, what="restarted")
 
 
 async def test_leaving_stops_all_units_at_once(short_path: Path) -> None:

@@ -5,22 +5,25 @@ from math import inf
 
 import pytest
 
-from rolemesh.agent.child_unit import (
+from rolemesh.agent.child_events import (
     Action,
-    ChildUnit,
+    Cleared,
     DeadlinePassed,
     Event,
     Exited,
-    Limits,
     Notified,
-    Phase,
     ResetWanted,
     Signal,
     Spawn,
     SpawnFailed,
-    StartOutcome,
     StartWanted,
     StopWanted,
+)
+from rolemesh.agent.child_unit import (
+    ChildUnit,
+    Limits,
+    Phase,
+    StartOutcome,
     awaited_attempt,
     has_process,
     start_outcome,
@@ -141,7 +144,7 @@ def test_a_start_that_takes_too_long_is_ended_and_tried_again(story: Story) -> N
     assert (story.unit.phase, story.unit.result) == (Phase.FAILING, "timeout")
     assert story.unit.due == story.now + 15
     assert story.until_due() == (KILL,)
-    assert story.unit.due == inf
+    assert (story.unit.phase, story.unit.due) == (Phase.KILLED, story.now + 15)
     story.tell(Exited(status=-9))
     assert (story.unit.phase, story.unit.result) == (Phase.RESTARTING, "timeout")
 
@@ -264,3 +267,73 @@ def test_who_waits_for_a_start_learns_what_became_of_that_one(
     attempt = awaited_attempt(story.unit)
     story.tell(*after)
     assert start_outcome(story.unit, attempt) is outcome
+
+
+# --- processes that are left ----------------------------------------------------------------
+
+
+def test_what_is_left_is_waited_for_before_anything_follows(story: Story) -> None:
+    story.tell(START, READY)
+    assert story.tell(Exited(status=-9, left=True)) == ()
+    assert (story.unit.phase, story.unit.result) == (Phase.KILLED, "signal")
+    assert has_process(story.unit)
+    story.tell(Cleared())
+    assert story.unit.phase is Phase.RESTARTING
+
+
+@pytest.mark.parametrize(
+    ("wanted", "phase"), [((STOP,), Phase.INACTIVE), ((STOP, START), Phase.STARTING)]
+)
+def test_a_stop_ends_with_what_is_left(
+    story: Story, wanted: tuple[Event, ...], phase: Phase
+) -> None:
+    story.tell(START, READY, *wanted, Exited(status=0, left=True))
+    assert story.unit.phase is Phase.KILLED
+    story.tell(Cleared())
+    assert story.unit.phase is phase
+
+
+def test_wants_are_heard_while_something_is_left(story: Story) -> None:
+    story.tell(START, READY, Exited(status=-9, left=True), START)
+    assert start_outcome(story.unit, awaited_attempt(story.unit)) is StartOutcome.PENDING
+    story.tell(STOP, Cleared())
+    assert story.unit.phase is Phase.FAILED
+
+
+def test_status_78_is_final_whatever_is_left(story: Story) -> None:
+    story.tell(START, Exited(status=78, left=True), Cleared())
+    assert story.unit.phase is Phase.FAILED
+
+
+@pytest.mark.parametrize("main_ends", [True, False])
+def test_what_does_not_die_leaves_the_unit_failed_and_stuck(story: Story, main_ends: bool) -> None:
+    story.tell(START, READY, STOP)
+    assert story.until_due() == (KILL,)
+    if main_ends:
+        story.tell(Exited(status=-9, left=True), after=1)
+    assert story.until_due() == ()
+    assert (story.unit.phase, story.unit.result) == (Phase.FAILED, "timeout")
+    assert story.unit.stuck
+    assert not has_process(story.unit)
+    assert story.unit.due == inf
+
+
+def test_what_is_stuck_is_not_started_before_it_is_clear(story: Story) -> None:
+    story.tell(START, READY, Exited(status=-6, left=True))
+    story.until_due()
+    assert story.unit.stuck
+    for event in (START, RESET, Exited(status=-9)):
+        assert story.tell(event) == ()
+        assert (story.unit.phase, story.unit.stuck) == (Phase.FAILED, True)
+    assert start_outcome(story.unit, awaited_attempt(story.unit)) is StartOutcome.FAILED
+    story.tell(Cleared())
+    assert (story.unit.phase, story.unit.stuck) == (Phase.FAILED, False)
+    assert story.tell(START) == (Spawn(),)
+
+
+def test_a_start_that_waits_for_what_proves_stuck_fails(story: Story) -> None:
+    story.tell(START, READY, STOP, START)
+    attempt = awaited_attempt(story.unit)
+    story.until_due()
+    story.until_due()
+    assert start_outcome(story.unit, attempt) is StartOutcome.FAILED

@@ -7,8 +7,8 @@ from types import MappingProxyType
 import pytest
 
 from rolemesh.agent.desired import changed_models, desired_instances
-from rolemesh.config.settings import LlamaServer, ModelSettings, NodeSettings
-from rolemesh.names import ModelId, Role
+from rolemesh.config.settings import InstanceSettings, LlamaServer, ModelSettings, NodeSettings
+from rolemesh.names import InstanceName, ModelId, Role
 from tests.agent.builders import inventory, model, node_settings
 
 
@@ -64,6 +64,31 @@ def test_an_instance_whose_gpu_is_absent_says_why(
     (found,) = desired_instances(settings, inventory(0, lost=lost, problem=problem))
     assert found.missing == expected
     assert found.devices == ()
+
+
+@pytest.mark.parametrize("name", ["gpu1", "cpu0"])
+def test_what_another_agent_uses_is_missing_and_says_whose_it_is(name: str) -> None:
+    found = replace(inventory(0), taken={name: "agent 'second' (pid 7)"})
+    (instance,) = desired_instances(node_settings(instances={name: None}), found)
+    assert instance.missing == f"{name} is used by agent 'second' (pid 7)"
+    assert instance.is_foreign
+
+
+def test_an_instance_may_be_told_its_gpus() -> None:
+    settings = node_settings()
+    spread = InstanceSettings(name=InstanceName("gpu0"), gpus=(0, 1))
+    settings = replace(settings, instances=MappingProxyType({spread.name: spread}))
+    (instance,) = desired_instances(settings, inventory(0, 1))
+    assert (instance.devices, instance.is_fixed) == (("GPU-0", "GPU-1"), True)
+    (instance,) = desired_instances(settings, inventory(0))
+    assert instance.missing == "gpu1 is not there"
+
+
+def test_a_card_that_the_driver_calls_lost_is_lost() -> None:
+    found = replace(inventory(0, lost={1: "GPU-1"}), gone={1: "GPU is lost"})
+    first, second = desired_instances(node_settings(), found)
+    assert (first.is_lost, second.is_lost) == (False, True)
+    assert second.missing == "gpu1 is lost: GPU is lost"
 
 
 def test_a_cpu_instance_is_missing_where_the_policy_forbids_it() -> None:

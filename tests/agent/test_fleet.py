@@ -20,7 +20,7 @@ from rolemesh.config.settings import NodeSettings
 from rolemesh.errors import RoleMeshError, SlotsBusy, Unavailable, UnknownAlias
 from rolemesh.names import InstanceName, ModelId
 from rolemesh.runtime.tasks import TaskScope
-from tests.agent.builders import desired, model, node_settings
+from tests.agent.builders import desired, model, node_settings, observation
 from tests.fakes.units import FakeUnits
 from tests.lab.poll import eventually
 
@@ -175,8 +175,9 @@ async def test_a_client_that_leaves_leaves_the_load_running(stage: Stage) -> Non
 async def test_the_parameters_name_model_and_devices(stage: Stage) -> None:
     stage.open(node_settings("a"), desired("gpu1"))
     with await stage.lease("a"):
-        assert stage.files.read_model(GPU1) == "a"
-        assert '"GPU-1"' in stage.files.parameters_file(GPU1).read_text()
+        told = stage.files.read_parameters(GPU1)
+        assert told is not None
+        assert (told.model_id, told.devices) == ("a", ("GPU-1",))
 
 
 # --- failing --------------------------------------------------------------------------------
@@ -221,7 +222,7 @@ async def test_another_model_may_take_the_place_of_a_failed_one(stage: Stage) ->
 async def test_a_model_known_not_to_load_evicts_nobody(stage: Stage) -> None:
     stage.open(node_settings("a", "b"), desired("gpu0"))
     (await stage.lease("a")).release()
-    stage.fleet.problem_of = lambda model_id: "no such file" if model_id == "b" else ""
+    stage.fleet.observe(observation(0, problems={"b": "no such file"}))
     with pytest.raises(Unavailable, match="no such file") as raised:
         await stage.lease("b")
     assert raised.value.reason == "unusable"
@@ -460,8 +461,10 @@ async def test_a_unit_stopped_by_hand_stays_stopped_until_somebody_asks(stage: S
     stage.open(node_settings("a"), desired("gpu0", "a"))
     await stage.becomes("ready")
     stage.units.become("gpu0", ActiveState.DEACTIVATING)
+    assert stage.state() == "stopping"
     stage.units.become("gpu0", ActiveState.INACTIVE)
     assert stage.state() == "stopped"
+    assert stage.units.stops == []
     assert stage.instance().reason == "stopped outside the agent"
     assert stage.ran() == [("gpu0", "a")]
     with await stage.lease("a"):
@@ -487,7 +490,7 @@ async def test_unloading_lets_running_requests_finish_and_takes_back_the_paramet
     assert stage.units.stops == []
     lease.release()
     await stage.becomes("stopped")
-    assert stage.files.read_model(GPU0) is None
+    assert stage.files.read_parameters(GPU0) is None
     assert stage.fleet.unload(ModelId("a")) == ()
 
 
@@ -622,11 +625,9 @@ async def test_a_gpu_that_comes_back_makes_its_instance_usable(stage: Stage) -> 
 # --- telling --------------------------------------------------------------------------------
 
 
-async def test_listeners_hear_of_states_and_of_slots(stage: Stage) -> None:
+async def test_listeners_hear_of_states(stage: Stage) -> None:
     stage.open(node_settings("a"), desired("gpu0"))
-    seen: list[tuple[str, int]] = []
-    stage.fleet.subscribe(lambda: seen.append((stage.state(), stage.instance().slots_held)))
+    seen: list[str] = []
+    stage.fleet.subscribe(lambda: seen.append(stage.state()))
     (await stage.lease("a")).release()
-    distinct = list(dict.fromkeys(seen))
-    assert distinct == [("starting", 0), ("loading", 0), ("ready", 0), ("ready", 1)]
-    assert seen[-1] == ("ready", 0)
+    assert list(dict.fromkeys(seen)) == ["starting", "loading", "ready"]

@@ -1,6 +1,7 @@
 """Sockets and parameters of instances."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,6 @@ def test_what_is_written_is_what_rolemesh_llama_reads(short_path: Path) -> None:
     assert read_parameters(files.parameters_file(GPU0)) == Parameters(
         model_id=ModelId("planner"), devices=("GPU-1", "GPU-2"), generation=2
     )
-    assert files.read_model(GPU0) == "planner"
 
 
 def test_the_parameters_say_nothing_about_what_is_executed(short_path: Path) -> None:
@@ -45,14 +45,14 @@ def test_removed_parameters_are_gone_and_may_be_removed_again(short_path: Path) 
     files.write_parameters(GPU0, ModelId("coder"), ())
     files.remove_parameters(GPU0)
     files.remove_parameters(GPU0)
-    assert files.read_model(GPU0) is None
+    assert files.read_parameters(GPU0) is None
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"model_id": 3}'])
 def test_parameters_that_make_no_sense_name_no_model(short_path: Path, content: str) -> None:
     files = files_in(short_path)
     files.parameters_file(GPU0).write_text(content)
-    assert files.read_model(GPU0) is None
+    assert files.read_parameters(GPU0) is None
 
 
 def test_parameters_that_cannot_be_written_are_an_error(short_path: Path) -> None:
@@ -114,3 +114,11 @@ def test_nodes_with_long_names_have_short_runtime_directories_of_their_own(
     )
     assert one != other
     assert len(one.name) == len(other.name) <= len("rolemesh-") + 24
+
+
+def test_the_parameters_name_the_agent_whose_configuration_counts(short_path: Path) -> None:
+    files = replace(files_in(short_path), config="second")
+    files.write_parameters(GPU0, ModelId("coder"), ())
+    told = files.read_parameters(GPU0)
+    assert told is not None
+    assert told.config == "second"

@@ -7,6 +7,7 @@ from typing import Any
 
 from rolemesh.agent.instance_files import MAX_SOCKET_PATH_BYTES
 from tests.fakes.gateway import FakeGateway, fake_gateway
+from tests.fakes.unix_http import ask_at
 from tests.lab import mesh
 from tests.lab.mesh import running_daemon
 from tests.lab.notify import NotifySocket
@@ -161,3 +162,15 @@ async def test_a_runtime_directory_that_is_too_long_ends_the_start(short_path: P
     )
     assert done.status == 1
     assert "too long a path for UNIX sockets" in done.stderr
+
+
+async def test_operators_of_this_machine_reach_it_by_its_control_socket(short_path: Path) -> None:
+    control = short_path / "rolemesh" / "node" / "control.sock"
+    tree = node(short_path, auth={"api_keys": ["sesame"]})
+    environment = {"XDG_RUNTIME_DIR": str(short_path)}
+    async with running_daemon(AGENT, short_path / "agent", tree, environment=environment):
+        status, answer = await ask_at(control, "GET", "/v1/node")
+        assert (status, answer["node_id"]) == (200, "box")
+        status, answer = await ask_at(control, "POST", "/v1/node/gpus/renumber")
+        assert (status, answer) == (200, {"renumbered": {}})
+    assert not control.exists()

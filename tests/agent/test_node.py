@@ -9,13 +9,12 @@ import pytest
 
 from rolemesh.agent.fleet import Fleet
 from rolemesh.agent.host import read_host
-from rolemesh.agent.host_watch import HostObservation
 from rolemesh.agent.instance_files import InstanceFiles
 from rolemesh.agent.model_check import ModelProblems
 from rolemesh.agent.node import Node
-from rolemesh.config.settings import Listen
+from rolemesh.agent.observation import HostObservation
 from rolemesh.errors import Unavailable
-from rolemesh.names import ModelId
+from rolemesh.names import ModelId, NodeId
 from rolemesh.runtime.tasks import TaskScope
 from tests.agent.builders import inventory, node_settings
 from tests.fakes.units import FakeUnits
@@ -91,5 +90,6 @@ async def test_what_a_reload_cannot_change_is_said(
 ) -> None:
     caplog.set_level(logging.WARNING)
     node = node_with(fleet, 0)
-    node.settings_changed(replace(node_settings("a"), listen=Listen(port=9)))
-    assert caplog.messages == ["listen changed: that takes effect at the next start"]
+    node.settings_changed(replace(node_settings("a"), node_id=NodeId("other")))
+    assert caplog.messages == ["node_id changed: that takes effect at the next start"]
+    assert node.view().settings.node_id == "box"

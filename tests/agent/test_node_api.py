@@ -7,24 +7,35 @@ from typing import Any
 
 import pytest
 
+from rolemesh.agent.instance import InstanceState
 from rolemesh.agent.model_check import ModelProblems
 from rolemesh.config.settings import ClientKey
 from rolemesh.names import ModelId
+from rolemesh.relay.control_socket import NAME, open_control_socket
 from rolemesh.runtime.keys import digest_of
-from tests.agent.builders import desired, model, node_settings
+from tests.agent.builders import desired, inventory, model, node_settings
 from tests.agent.stage import AgentStage, open_agent
+from tests.fakes.unix_http import ask_at
 from tests.lab.poll import eventually
 
 SETTINGS = node_settings(model("a", parallel=2), "org/b")
-GPU0 = desired("gpu0")
+GPU0, GPU1 = desired("gpu0"), desired("gpu1")
 BROKEN = ModelProblems(node=("no llama-server",), models={})
 
 
 async def call(
-    stage: AgentStage, method: str, path: str, headers: Mapping[str, str] | None = None
+    stage: AgentStage,
+    method: str,
+    path: str,
+    headers: Mapping[str, str] | None = None,
+    body: Any = None,
 ) -> tuple[int, dict[str, Any]]:
-    async with stage.http.request(method, path, headers=headers) as response:
+    async with stage.http.request(method, path, headers=headers, json=body) as response:
         return response.status, await response.json()
+
+
+def is_stopped(stage: AgentStage, index: int) -> bool:
+    return stage.fleet.snapshot().instances[index].view.state is InstanceState.STOPPED
 
 
 async def test_health_is_the_process_and_nothing_else(short_path: Path) -> None:
@@ -78,10 +89,83 @@ async def test_a_model_is_loaded_and_unloaded_on_demand(short_path: Path) -> Non
         assert answer == {"model_id": "org/b", "state": "ready", "instances": ["gpu0"]}
         status, answer = await call(stage, "POST", "/v1/node/models/org/b/unload")
         assert (status, answer["instances"]) == (202, ["gpu0"])
-        await eventually(
-            lambda: stage.fleet.snapshot().instances[0].view.state.value == "stopped",
-            what="the instance is empty",
-        )
+        await eventually(lambda: is_stopped(stage, 0), what="the instance is empty")
+
+
+async def test_a_plan_says_where_models_would_run(short_path: Path) -> None:
+    async with open_agent(short_path, SETTINGS, GPU0) as stage:
+        _, answer = await call(stage, "GET", "/v1/node/plan?model=org/b")
+        (plan,) = answer["plans"]
+        assert (plan["model_id"], plan["outcome"], plan["instance"]) == ("org/b", "placed", "gpu0")
+        _, answer = await call(stage, "GET", "/v1/node/plan")
+        assert [plan["model_id"] for plan in answer["plans"]] == ["a", "org/b"]
+        status, answer = await call(stage, "GET", "/v1/node/plan?model=c")
+        assert (status, answer["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_an_instance_is_switched_pinned_and_emptied(short_path: Path) -> None:
+    async with open_agent(short_path, SETTINGS, GPU0, GPU1) as stage:
+        path = "/v1/node/instances/gpu1"
+        status, answer = await call(stage, "POST", f"{path}/switch", body={"model_id": "org/b"})
+        assert status == 200
+        assert answer == {"model_id": "org/b", "state": "ready", "instances": ["gpu1"]}
+        for verb, pinned in (("pin", True), ("unpin", False)):
+            assert await call(stage, "POST", f"{path}/{verb}") == (
+                200,
+                {"instance": "gpu1", "pinned": pinned},
+            )
+            _, node = await call(stage, "GET", "/v1/node")
+            assert [each["pinned"] for each in node["instances"]] == [False, pinned]
+        status, answer = await call(stage, "POST", f"{path}/unload")
+        assert (status, answer["instances"]) == (202, ["gpu1"])
+        await eventually(lambda: is_stopped(stage, 1), what="the instance is empty")
+        assert (await call(stage, "POST", f"{path}/unload"))[1]["instances"] == []
+
+
+async def test_a_drained_instance_gets_nothing_until_it_is_undrained(short_path: Path) -> None:
+    async with open_agent(short_path, SETTINGS, GPU0) as stage:
+        path = "/v1/node/instances/gpu0"
+        assert (await call(stage, "POST", "/v1/node/models/a/load"))[0] == 200
+        assert (await call(stage, "POST", f"{path}/drain"))[1] == {
+            "instance": "gpu0",
+            "drained": True,
+        }
+        await eventually(lambda: is_stopped(stage, 0), what="the instance is empty")
+        status, answer = await call(stage, "POST", "/v1/node/models/a/load?wait_s=0")
+        assert (status, answer["error"]["reason"]) == (503, "no_instance")
+        assert "drained by an operator" in answer["error"]["message"]
+        assert (await call(stage, "POST", f"{path}/undrain"))[1]["drained"] is False
+        assert (await call(stage, "POST", "/v1/node/models/a/load"))[0] == 200
+
+
+async def test_gpus_are_numbered_anew_while_nothing_runs_on_them(short_path: Path) -> None:
+    async with open_agent(short_path, SETTINGS, GPU0) as stage:
+        stage.inventory = inventory(1, lost={0: "GPU-old"})
+        assert (await call(stage, "POST", "/v1/node/models/a/load"))[0] == 200
+        status, answer = await call(stage, "POST", "/v1/node/gpus/renumber")
+        assert (status, answer["error"]["reason"]) == (503, "instances_running")
+        await call(stage, "POST", "/v1/node/instances/gpu0/unload")
+        await eventually(lambda: is_stopped(stage, 0), what="the instance is empty")
+        _, answer = await call(stage, "POST", "/v1/node/gpus/renumber")
+        assert answer == {
+            "renumbered": {
+                "GPU-1": {"was": "gpu1", "is": None},
+                "GPU-old": {"was": "gpu0", "is": None},
+                "GPU-0": {"was": None, "is": "gpu0"},
+            }
+        }
+
+
+async def test_operators_of_this_machine_need_no_key(short_path: Path) -> None:
+    keys = (ClientKey(name="ci", digest=digest_of("sesame")),)
+    async with open_agent(short_path, replace(SETTINGS, auth=keys), GPU0) as stage:
+        assert (await call(stage, "GET", "/v1/node"))[0] == 401
+        async with open_control_socket(short_path / NAME, stage.api.of_operators()):
+            status, answer = await ask_at(short_path / NAME, "GET", "/v1/node")
+            assert (status, answer["node_id"]) == (200, "box")
+            path = "/v1/node/instances/gpu0/switch"
+            asked = await ask_at(short_path / NAME, "POST", path, json={"model_id": "a"})
+            assert asked[1]["state"] == "ready"
 
 
 async def test_it_tells_what_became_of_a_request(short_path: Path) -> None:
@@ -102,20 +186,29 @@ async def test_it_tells_what_became_of_a_request(short_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "status", "code"),
+    ("path", "body", "status", "code"),
     [
-        ("/v1/node/models/c/load", 404, "model_not_found"),
-        ("/v1/node/models/c/unload", 404, "model_not_found"),
-        ("/v1/node/models/a/load?wait_s=soon", 400, "bad_request"),
-        ("/v1/node/models/a/load?wait_s=-1", 400, "bad_request"),
-        ("/v1/node/models/a/delete", 404, "unknown_path"),
+        ("models/c/load", None, 404, "model_not_found"),
+        ("models/c/unload", None, 404, "model_not_found"),
+        ("models/a/load?wait_s=soon", None, 400, "bad_request"),
+        ("models/a/load?wait_s=-1", None, 400, "bad_request"),
+        ("models/a/load", [], 400, "bad_request"),
+        ("models/a/load", {"instance": 0}, 400, "bad_request"),
+        ("models/a/load", {"instance": "gpu7"}, 404, "unknown_instance"),
+        ("models/a/delete", None, 404, "unknown_path"),
+        ("instances/gpu0/switch", None, 400, "bad_request"),
+        ("instances/gpu0/switch", {"model_id": "c"}, 404, "model_not_found"),
+        ("instances/gpu7/switch", {"model_id": "a"}, 404, "unknown_instance"),
+        ("instances/gpu7/unload", None, 404, "unknown_instance"),
+        ("instances/gpu7/pin", None, 404, "unknown_instance"),
+        ("instances/gpu7/drain", None, 404, "unknown_instance"),
     ],
 )
 async def test_what_makes_no_sense_is_refused(
-    path: str, status: int, code: str, short_path: Path
+    path: str, body: Any, status: int, code: str, short_path: Path
 ) -> None:
     async with open_agent(short_path, SETTINGS, GPU0) as stage:
-        found, answer = await call(stage, "POST", path)
+        found, answer = await call(stage, "POST", f"/v1/node/{path}", body=body)
         assert (found, answer["error"]["code"]) == (status, code)
 
 
@@ -136,7 +229,10 @@ async def test_with_keys_only_health_and_ready_are_open(short_path: Path) -> Non
             ("GET", "/v1/models"),
             ("GET", "/v1/models/a"),
             ("GET", "/v1/node"),
+            ("GET", "/v1/node/plan"),
             ("GET", "/v1/node/requests/any"),
+            ("POST", "/v1/node/instances/gpu0/pin"),
+            ("POST", "/v1/node/gpus/renumber"),
             ("POST", "/v1/node/models/a/load"),
             ("POST", "/v1/node/models/a/unload"),
         ):

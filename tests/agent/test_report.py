@@ -7,11 +7,11 @@ import pytest
 from rolemesh.agent.failures import Failure
 from rolemesh.agent.fleet_snapshot import FleetSnapshot, InstanceSnapshot
 from rolemesh.agent.host import Host
-from rolemesh.agent.host_watch import HostObservation
 from rolemesh.agent.instance import InstanceState
 from rolemesh.agent.inventory import Inventory
 from rolemesh.agent.model_check import ModelProblems
-from rolemesh.agent.placement import PlacementView
+from rolemesh.agent.observation import HostObservation
+from rolemesh.agent.placement_view import PlacementView, Refused
 from rolemesh.agent.report import (
     NodeView,
     build_report,
@@ -52,10 +52,15 @@ def node_view(
     problems: ModelProblems | None = None,
     found: Inventory | None = None,
     state_problem: str = "",
+    refused: Refused | None = None,
 ) -> NodeView:
     return NodeView(
         settings=settings,
-        fleet=FleetSnapshot(instances=instances, failures={A: FAILURE} if failed else {}),
+        fleet=FleetSnapshot(
+            instances=instances,
+            failures={A: FAILURE} if failed else {},
+            refused={} if refused is None else {A: refused},
+        ),
         host=HostObservation(
             inventory=found or inventory(),
             host=HOST,
@@ -126,13 +131,19 @@ def test_progress_of_a_load_is_what_its_unit_says(status_text: str, progress: fl
 
 
 def test_a_model_without_an_instance_that_can_take_it_is_not_usable() -> None:
-    report = report_of(node_view(snapshot(missing="gpu0 is not there")))
+    refused = Refused(reasons={InstanceName("gpu0"): "gpu0 is not there"}, may_pass=False)
+    report = report_of(node_view(snapshot(missing="gpu0 is not there"), refused=refused))
     assert not report.usable
     assert report.reason == "no instance can take it: gpu0: gpu0 is not there"
 
 
 def test_a_model_whose_turn_may_come_is_usable() -> None:
-    assert report_of(node_view(snapshot(state="ready", runs="b", leases=1))).usable
+    refused = Refused(reasons={InstanceName("gpu0"): "busy with b"}, may_pass=True)
+    busy = snapshot(state="ready", runs="b", leases=1)
+    report = report_of(node_view(busy, refused=refused))
+    assert (report.usable, report.has_room) == (True, False)
+    assert ModelReport.from_json(report.to_json()) == report
+    assert report_of(node_view(snapshot())).has_room
 
 
 def test_a_failed_model_is_unusable_until_it_may_be_tried_again() -> None:

@@ -52,7 +52,8 @@ class Link:
         self.reporter = Reporter(
             link=GatewayLink(url=url, api_key=key),
             gateway=UpstreamAddress.parse_url(url),
-            settings=replace(node_settings(), advertise_url=advertise),
+            node_id=node_settings().node_id,
+            advertise_url=advertise,
             listening=Listening(hosts=("127.0.0.1",), port=8123),
             build_report=self.node.report,
             on_link_change=lambda: self.changes.append(self.reporter.state),

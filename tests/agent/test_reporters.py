@@ -29,6 +29,7 @@ async def reporters() -> AsyncIterator[Reporters]:
     async with TaskScope() as scope:
         yield Reporters(
             scope=scope,
+            node_id=settings.node_id,
             listening=Listening(hosts=("127.0.0.1",), port=8123),
             locate=lambda link: UpstreamAddress.parse_url(link.url),
             build_report=lambda base_url: NodeReport(
@@ -81,4 +82,16 @@ async def test_a_node_that_listens_elsewhere_says_so_at_once(
     await eventually(lambda: len(gateway.reports) == 2, what="it knows the new address")
     urls = [report.base_url for report in gateway.reports]
     assert urls == ["http://127.0.0.1:8123", "http://127.0.0.1:8124"]
+    await reporters.leave()
+
+
+async def test_a_node_that_is_to_be_reached_elsewhere_says_so_at_once(
+    reporters: Reporters, gateways: tuple[FakeGateway, FakeGateway]
+) -> None:
+    settings = replace(node_settings(), gateways=(GatewayLink(url=gateways[0].url),))
+    reporters.apply(settings)
+    await eventually(lambda: len(gateways[0].reports) == 1, what="it is known")
+    reporters.apply(replace(settings, advertise_url="http://10.1.2.3:81"))
+    await eventually(lambda: len(gateways[0].reports) == 2, what="it registers anew")
+    assert gateways[0].reports[-1].base_url == "http://10.1.2.3:81"
     await reporters.leave()

@@ -11,7 +11,7 @@ import pytest
 from rolemesh.agent import systemd_units
 from rolemesh.agent.systemd_units import SystemdUnits, instance_of, unit_name
 from rolemesh.agent.unit_control import ActiveState, UnitStatus
-from rolemesh.errors import NodeError, StartError, UnitFailed
+from rolemesh.errors import NodeError, StartError, UnitFailed, UnitStuck
 from rolemesh.names import InstanceName
 from tests.fakes.systemd_manager import FakeHost, FakeSystemd, Script, fake_systemd
 from tests.lab.poll import eventually
@@ -73,6 +73,44 @@ async def test_a_job_that_ends_before_its_reply_is_waited_for_all_the_same(stage
     assert stage.status().active is ActiveState.ACTIVE
     await stage.control.stop(GPU0)
     assert stage.status().active is ActiveState.INACTIVE
+
+
+async def test_what_cannot_be_killed_is_named_until_it_is_gone(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(systemd_units, "STUCK_LOOK_S", 0.05)
+    await stage.control.start(GPU0)
+    stage.systemd.unkillable[UNIT0] = [4712, 4711]
+    with pytest.raises(UnitStuck) as caught:
+        await stage.control.stop(GPU0)
+    assert caught.value.pids == (4711, 4712)
+    status = stage.status()
+    assert (status.active, status.stuck_pids) == (ActiveState.FAILED, (4711, 4712))
+    asked = len(stage.asked("GetUnitProcesses"))
+    await eventually(
+        lambda: len(stage.asked("GetUnitProcesses")) > asked + 2, what="looked at again"
+    )
+    stage.systemd.unkillable[UNIT0] = [4712]
+    await eventually(lambda: stage.status().stuck_pids == (4712,), what="one is gone")
+    stage.systemd.unkillable.clear()
+    await eventually(lambda: stage.seen[-1].stuck_pids == (), what="all are gone")
+    await stage.control.stop(GPU0)
+
+
+async def test_a_crash_that_leaves_what_cannot_be_killed_shows_too(stage: Stage) -> None:
+    await stage.control.start(GPU0)
+    assert stage.asked("GetUnitProcesses") == []
+    stage.systemd.unkillable[UNIT0] = [4711]
+    await stage.systemd.become(UNIT0, active="failed", sub="failed", MainPID=0, Result="watchdog")
+    assert (await stage.becomes(ActiveState.FAILED)).stuck_pids == (4711,)
+
+
+async def test_that_processes_are_not_told_of_is_no_obstacle(stage: Stage) -> None:
+    stage.systemd.refuses["GetUnitProcesses"] = "org.freedesktop.DBus.Error.AccessDenied"
+    await stage.control.start(GPU0)
+    await stage.systemd.become(UNIT0, active="failed", sub="failed", MainPID=0, Result="watchdog")
+    assert (await stage.becomes(ActiveState.FAILED)).stuck_pids == ()
+    await stage.control.stop(GPU0)
 
 
 async def test_a_start_never_undoes_the_stop_of_somebody_else(stage: Stage) -> None:

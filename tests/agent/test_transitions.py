@@ -8,6 +8,7 @@ import pytest
 from rolemesh.agent.instance import (
     Action,
     ActionFailed,
+    DeviceLost,
     Drain,
     Drained,
     Instance,
@@ -17,6 +18,7 @@ from rolemesh.agent.instance import (
     RestartWanted,
     StartUnit,
     StopUnit,
+    StuckProcesses,
     UnitObserved,
     UnitStopped,
     UnloadWanted,
@@ -77,7 +79,7 @@ ROWS: list[tuple[Instance, InstanceEvent, Instance, tuple[Action, ...]]] = [
     (
         instance("failed", reason="x"),
         LOAD_B,
-        instance("stopping", next_model_id=B, reason="x"),
+        instance("stopping", next_model_id=B),
         (STOP,),
     ),
     # a switch
@@ -97,6 +99,7 @@ ROWS: list[tuple[Instance, InstanceEvent, Instance, tuple[Action, ...]]] = [
     # an unload, and second thoughts about it
     (instance("ready"), UnloadWanted(), instance("draining"), (Drain(),)),
     (instance("draining"), LOAD_A, instance("ready"), ()),
+    (instance("draining", next_model_id=B), LOAD_A, instance("ready"), ()),
     (instance("draining"), LOAD_B, instance("draining", next_model_id=B), ()),
     (instance("draining", next_model_id=B), UnloadWanted(), instance("draining"), ()),
     (instance("draining"), Drained(), instance("stopping"), (STOP,)),
@@ -105,7 +108,7 @@ ROWS: list[tuple[Instance, InstanceEvent, Instance, tuple[Action, ...]]] = [
     (instance("stopping"), UnitStopped(), EMPTY, ()),
     (instance("starting"), UnloadWanted(), instance("stopping"), (STOP,)),
     (instance("loading"), UnloadWanted(), instance("stopping"), (STOP,)),
-    (instance("failed", reason="x"), UnloadWanted(), instance("stopping", reason="x"), (STOP,)),
+    (instance("failed", reason="x"), UnloadWanted(), instance("stopping"), (STOP,)),
     (EMPTY, UnloadWanted(), EMPTY, ()),
     # a restart with new settings
     (instance("ready"), RestartWanted(), instance("draining", next_model_id=A), (Drain(),)),
@@ -152,13 +155,33 @@ ROWS: list[tuple[Instance, InstanceEvent, Instance, tuple[Action, ...]]] = [
     (
         instance("ready"),
         unit("deactivating"),
+        instance("stopping", by_others=True),
+        (),
+    ),
+    (
+        instance("stopping", by_others=True),
+        unit("inactive"),
         instance("stopped", None, reason="stopped outside the agent"),
         (),
+    ),
+    (instance("stopping", by_others=True), unit("activating"), instance("loading"), ()),
+    (instance("stopping", by_others=True), unit("active"), instance("ready"), ()),
+    (
+        instance("stopping", by_others=True),
+        LOAD_B,
+        instance("stopping", next_model_id=B, by_others=True),
+        (),
+    ),
+    (
+        instance("stopping", next_model_id=B, by_others=True),
+        unit("inactive"),
+        instance("starting", B),
+        (START_B,),
     ),
     (
         instance("ready"),
         unit("deactivating", result="watchdog", status_text="silent"),
-        instance("stopped", None, reason="watchdog: silent"),
+        instance("loading"),
         (),
     ),
     (
@@ -170,6 +193,20 @@ ROWS: list[tuple[Instance, InstanceEvent, Instance, tuple[Action, ...]]] = [
     (instance("loading"), unit("deactivating"), instance("loading"), ()),
     (instance("failed", reason="x"), unit("activating", model_id=B), instance("loading"), ()),
     (instance("failed", reason="x"), unit("inactive"), instance("failed", reason="x"), ()),
+    # a card that is lost, processes that cannot be killed
+    (instance("ready"), DeviceLost(reason="x"), instance("stopping", reason="x"), (STOP,)),
+    (
+        instance("draining", next_model_id=B),
+        DeviceLost(reason="x"),
+        instance("stopping", reason="x"),
+        (STOP,),
+    ),
+    (EMPTY, DeviceLost(reason="x"), EMPTY, ()),
+    (instance("stopping"), StuckProcesses(reason="x"), instance("stuck", reason="x"), ()),
+    (EMPTY, StuckProcesses(reason="x"), EMPTY, ()),
+    (instance("stuck", reason="x"), unit("inactive"), EMPTY, ()),
+    (instance("stuck", reason="x"), LOAD_B, instance("stuck", reason="x"), ()),
+    (instance("stuck", reason="x"), UnloadWanted(), instance("stuck", reason="x"), ()),
     # a stop that does not come true
     (
         instance("stopping", next_model_id=B),

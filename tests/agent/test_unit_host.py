@@ -8,8 +8,13 @@ from rolemesh.agent.child_supervisor import ChildSupervisor
 from rolemesh.agent.instance_files import InstanceFiles
 from rolemesh.agent.systemd_units import TEMPLATE, SystemdUnits
 from rolemesh.agent.unit_host import choose_unit_host, systemd_hosts_units
+from rolemesh.config.dropins import ConfigSource
 from rolemesh.errors import ConfigError
 from rolemesh.names import NodeId
+
+
+def source(config_dir: Path | None = None) -> ConfigSource:
+    return ConfigSource(program="node", config_dir=config_dir)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +51,7 @@ def test_children_have_their_files_below_the_runtime_directory(
 ) -> None:
     monkeypatch.setenv("ROLEMESH_UNIT_CONTROL", "child")
     monkeypatch.setenv("ROLEMESH_RUNTIME_DIRECTORY", str(tmp_path))
-    host = choose_unit_host(node_id=NodeId("box"), state_directory=tmp_path, config_args=())
+    host = choose_unit_host(node_id=NodeId("box"), state_directory=tmp_path, source=source())
     assert isinstance(host.control, ChildSupervisor)
     assert host.files == InstanceFiles.below(tmp_path)
 
@@ -55,7 +60,7 @@ def test_units_of_systemd_have_theirs_in_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ROLEMESH_UNIT_CONTROL", "systemd")
-    host = choose_unit_host(node_id=NodeId("box"), state_directory=tmp_path, config_args=())
+    host = choose_unit_host(node_id=NodeId("box"), state_directory=tmp_path, source=source())
     assert isinstance(host.control, SystemdUnits)
     assert host.files == InstanceFiles.of_systemd()
 
@@ -64,7 +69,16 @@ def test_files_that_systemds_units_would_not_read_are_warned_about(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("ROLEMESH_UNIT_CONTROL", "systemd")
-    choose_unit_host(
-        node_id=NodeId("box"), state_directory=tmp_path, config_args=("--config-dir=/x",)
-    )
+    given = source(config_dir=Path("/x"))
+    choose_unit_host(node_id=NodeId("box"), state_directory=tmp_path, source=given)
     assert "without --config-dir=/x" in caplog.text
+
+
+def test_units_read_the_configuration_of_the_agent_that_starts_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("ROLEMESH_UNIT_CONTROL", "systemd")
+    given = source(config_dir=Path("/etc/rolemesh/node-second.d"))
+    host = choose_unit_host(node_id=NodeId("box"), state_directory=tmp_path, source=given)
+    assert host.files == InstanceFiles.of_systemd("second")
+    assert not caplog.records

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from rolemesh.agent.instance_files import InstanceFiles
 from rolemesh.agent.unit_control import ActiveState, UnitStatus
-from rolemesh.errors import UnitFailed
+from rolemesh.errors import NodeError, UnitFailed, UnitStuck
 from rolemesh.names import InstanceName, ModelId
 
 
@@ -14,7 +14,8 @@ class FakeUnits:
     """Units that become ready at once unless told otherwise.
 
     `runs` lists what was started, as (instance, model). `failing` are models whose start fails,
-    with the STATUS it leaves. While `hold` is clear, starts wait; while `hold_stop` is, stops do.
+    with the STATUS it leaves. `unkillable` are processes that a stop cannot end.
+    A load takes `load_s`. While `hold` is clear, starts wait; while `hold_stop` is, stops do.
     """
 
     def __init__(self, files: InstanceFiles) -> None:
@@ -25,6 +26,9 @@ class FakeUnits:
         self.stops: list[InstanceName] = []
         self.resets: list[InstanceName] = []
         self.failing: dict[ModelId, str] = {}
+        self.load_s = 0.0
+        self.refuses_stops = False
+        self.unkillable: dict[InstanceName, tuple[int, ...]] = {}
         self.hold = asyncio.Event()
         self.hold.set()
         self.hold_stop = asyncio.Event()
@@ -70,9 +74,11 @@ class FakeUnits:
 
     async def start(self, instance: InstanceName) -> None:
         """Start a unit with what its parameters name."""
-        model_id = self._files.read_model(instance)
+        told = self._files.read_parameters(instance)
+        model_id = told.model_id if told else None
         self.runs.append((instance, model_id))
         self.become(instance, ActiveState.ACTIVATING, status_text="loading 40%")
+        await asyncio.sleep(self.load_s)
         await self.hold.wait()
         reason = self.failing.get(model_id) if model_id is not None else None
         if reason is not None:
@@ -83,9 +89,13 @@ class FakeUnits:
     async def stop(self, instance: InstanceName) -> None:
         """Stop a unit."""
         self.stops.append(instance)
+        if self.refuses_stops:
+            raise NodeError("systemd refuses StopUnit")
         if instance in self._units:
             self.become(instance, ActiveState.DEACTIVATING)
             await self.hold_stop.wait()
+            if instance in self.unkillable:
+                raise UnitStuck(instance, self.unkillable[instance])
             self.become(instance, ActiveState.INACTIVE)
 
     async def restart(self, instance: InstanceName) -> None:
