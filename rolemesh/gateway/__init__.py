@@ -18,9 +18,9 @@ client_api     /v1/models, /health, /ready
 OPERATORS
 operator_api   /v1/rolemesh: what there is, cancel, drain, reload
 operator_view  nodes, aliases, requests and keys as operators are shown them; pure
+node_relay     what operators ask of a node, passed on to its agent
 explain        who would answer an alias, and why nobody else would; pure
 trace          what became of a request, here and on the nodes
 metrics        /metrics
 request_counts requests by alias, node and status, and how long they took
-control_socket the way in for operators of this machine
 """

@@ -6,7 +6,12 @@ import itertools
 from rolemesh.gateway.admission import Admission
 from rolemesh.gateway.affinity import AffinityIndex, prefix_chain
 from rolemesh.gateway.routing_table import Candidate, CandidateKey, Target
-from rolemesh.gateway.selection import Load, can_take, select_candidate, select_for_conversation
+from rolemesh.gateway.selection import (
+    Load,
+    can_take,
+    select_candidate,
+    select_for_conversation,
+)
 from rolemesh.gateway.trip import Trip
 
 
@@ -27,8 +32,11 @@ class Chooser:
         if only is not None:
             return only if can_take(target.alias, only, load, cost=cost, failed=failed) else None
         rotation = next(self._rotation)
+        spills = target.may_spill and self._spills(trip, target)
         if not self._belongs_to_conversation(trip):
-            return select_candidate(target, load, cost=cost, failed=failed, rotation=rotation)
+            return select_candidate(
+                target, load, cost=cost, failed=failed, rotation=rotation, spills=spills
+            )
         preference = trip.preference
         chosen = select_for_conversation(
             target,
@@ -39,11 +47,24 @@ class Chooser:
             preference=preference,
             active=self._affinity.active,
             now=self._loop.time(),
+            spills=spills,
         )
         if isinstance(chosen, frozenset) and preference and preference.passed_since is not None:
             patient_until = preference.passed_since + preference.worth_s
-            self._loop.call_at(patient_until, self._admission.wake)
+            if trip.wakes_at != patient_until:
+                trip.wakes_at = patient_until
+                self._loop.call_at(patient_until, self._admission.wake)
         return chosen
+
+    def _spills(self, trip: Trip, target: Target) -> bool:
+        """Tell whether a request has waited so long that one more instance is worth its load."""
+        spills_at = trip.claim.arrived_at + target.spill_after_s
+        if self._loop.time() >= spills_at:
+            return True
+        if not trip.looks_again:
+            trip.looks_again = True
+            self._loop.call_at(spills_at, self._admission.wake)
+        return False
 
     def _belongs_to_conversation(self, trip: Trip) -> bool:
         """Tell whether somebody may hold the beginning of a request; looks who that is, once."""

@@ -9,7 +9,8 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 from rolemesh.gateway.routing_table import Candidate, CandidateKey, RoutingTable, Target
-from rolemesh.gateway.selection import Load, Verdict, explain_selection, may_wait
+from rolemesh.gateway.selection import Load, may_wait
+from rolemesh.gateway.verdicts import Verdict, explain_selection
 from rolemesh.names import Alias
 
 DescribeBreaker = Callable[[CandidateKey], str]

@@ -15,7 +15,6 @@ from rolemesh.config.store import ConfigStore, gateway_store
 from rolemesh.gateway.access import GatewayAccess
 from rolemesh.gateway.admission import Admission
 from rolemesh.gateway.affinity import AffinityIndex
-from rolemesh.gateway.control_socket import control_path, open_control_socket
 from rolemesh.gateway.dispatch import Dispatcher
 from rolemesh.gateway.health import HealthWatch
 from rolemesh.gateway.inference import Inference, InferenceJob
@@ -30,6 +29,7 @@ from rolemesh.gateway.routing_table import RoutingTable, build_routing_table
 from rolemesh.gateway.tables import RoutingTables
 from rolemesh.gateway.trace import Trace
 from rolemesh.relay.application import open_application
+from rolemesh.relay.control_socket import control_path, open_control_socket
 from rolemesh.relay.deadlines import Deadlines
 from rolemesh.relay.inbound import InboundServer
 from rolemesh.relay.paths import inference_paths
@@ -65,7 +65,7 @@ def main() -> int:
     async def serve(lifecycle: Lifecycle) -> None:
         store = gateway_store(source)
         state_directory = require_directory(cli.state_directory(args, program="gateway"))
-        await Gateway(lifecycle, store, state_directory, control_path(os.environ)).run()
+        await Gateway(lifecycle, store, state_directory, control_path(os.environ, "gateway")).run()
 
     return run_daemon(serve)
 

@@ -13,11 +13,11 @@ from aiohttp import web
 
 from rolemesh import jsonread
 from rolemesh.address import UpstreamAddress
-from rolemesh.config.settings import GatewaySettings
+from rolemesh.config.settings import DiscoveredAlias, GatewaySettings
 from rolemesh.errors import BadRequest, ConnectFailed, NotAllowed, NotVerified, UnknownPath
 from rolemesh.gateway.access import GatewayAccess
 from rolemesh.gateway.registry import Node, NodeState, Registry, UnknownNode
-from rolemesh.names import NODE_ID_PATTERN, NodeId
+from rolemesh.names import NODE_ID_PATTERN, Alias, NodeId, Role
 from rolemesh.relay.application import peer_of
 from rolemesh.relay.replies import Reply, json_reply
 from rolemesh.relay.upstream import UpstreamPool
@@ -108,6 +108,41 @@ class NodeApi:
         except jsonread.JsonError as err:
             raise BadRequest(str(err)) from err
         return json_reply({"status": "ok", "heartbeat_interval_s": self._interval_s()})
+
+    async def get_node(self, request: web.Request) -> Reply:
+        """Tell whoever sets a node up what became of its reports, and who asks for its roles."""
+        self._access.nodes.identify(peer_of(request), request.headers.get)
+        node_id = NodeId(request.match_info["node_id"])
+        node = self._registry.nodes.get(node_id)
+        if node is None:
+            msg = f"{node_id} is not registered here"
+            raise UnknownPath(msg)
+        (view,) = (view for view in self._registry.views() if view.node_id == node_id)
+        roles = sorted({role for model in view.models for role in model.roles})
+        return json_reply(
+            {
+                "node_id": node_id,
+                "state": node.state.value,
+                "reason": view.unusable,
+                "base_url": node.report.base_url,
+                "models": [
+                    {"model_id": each.model_id, "usable": each.usable, "reason": each.reason}
+                    for each in view.models
+                ],
+                "aliases": {role: self._aliases_of(role) for role in roles},
+            }
+        )
+
+    def _aliases_of(self, role: Role) -> list[str]:
+        """Return the aliases that a role answers."""
+        known = self.settings.models
+        named: list[str] = [
+            alias
+            for alias, entry in known.items()
+            if isinstance(entry, DiscoveredAlias) and entry.role == role
+        ]
+        is_alias_itself = self.settings.aliases_from_roles and Alias(role) not in known
+        return [*named, role] if is_alias_itself else named
 
     async def delete_node(self, request: web.Request) -> Reply:
         """Forget a node."""

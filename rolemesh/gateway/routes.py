@@ -5,6 +5,7 @@ from aiohttp import web
 from rolemesh.gateway.access import OPERATOR, GatewayAccess
 from rolemesh.gateway.client_api import ClientApi, Identify
 from rolemesh.gateway.node_api import NodeApi
+from rolemesh.gateway.node_relay import NodeRelay
 from rolemesh.gateway.openapi import openapi_route
 from rolemesh.gateway.operator_api import Operations, OperatorApi
 from rolemesh.relay.application import peer_of, route
@@ -42,6 +43,7 @@ class Doors:
             its.metrics.route(client),
             openapi_route(),
             *OperatorApi(its, operator).routes(),
+            *NodeRelay(its.registry, operator).routes(),
         ]
 
 
@@ -50,5 +52,6 @@ def node_routes(nodes: NodeApi) -> list[web.RouteDef]:
     return [
         route("POST", "/v1/nodes/register", nodes.post_register),
         route("POST", "/v1/nodes/{node_id}/heartbeat", nodes.post_heartbeat),
+        route("GET", "/v1/nodes/{node_id}", nodes.get_node),
         route("DELETE", "/v1/nodes/{node_id}", nodes.delete_node),
     ]

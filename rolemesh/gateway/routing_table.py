@@ -34,6 +34,7 @@ class Warmth(IntEnum):
     READY = 0
     LOADING = 1
     COLD = 2
+    CROWDED = 3  # not loaded, and whoever is loaded there has to finish first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,12 @@ class Upstream:
         object.__setattr__(self, "request_lines", encode_fields(tuple(fields)))
 
 
+SHORTEST_SPILL_S: Final = 5.0
+LONGEST_SPILL_S: Final = 30.0
+"""Bounds of how long a request waits for the instances that have its model, before one more is loaded:
+as long as a load takes."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """One upstream and the model it would serve.
@@ -63,8 +70,8 @@ class Candidate:
     `model` is sent upstream, None leaves the client's word; `instance` is the one of a node that is
     meant, None leaves it to the node. `slots` bounds how much is sent there at once, None does not.
     `unusable` says why it cannot answer now, "" when it can. `preference` is its place in its
-    node's own order, `progress` 0..1 that of a load under way. `reserved` says how many slots
-    certain aliases always find free.
+    node's own order, `progress` 0..1 that of a load under way, `load_estimate_s` how long one
+    takes. `reserved` says how many slots certain aliases always find free.
 
     Slots in use are counted by `counted_as`: what is sent to a static upstream all together.
     `request_lines` are the header lines that every request sent there has, `reply_lines` those that
@@ -79,6 +86,7 @@ class Candidate:
     unusable: str = ""
     preference: int = 0
     progress: float | None = None
+    load_estimate_s: float | None = None
     reserved: tuple[tuple[Alias, int], ...] = ()
     key: CandidateKey = field(init=False, repr=False, compare=False)
     counted_as: CandidateKey = field(init=False, repr=False, compare=False)
@@ -126,6 +134,8 @@ class Target:
     echo_model: bool = False
     tiers: tuple[tuple[Candidate, ...], ...] = field(init=False, repr=False, compare=False)
     ready: Mapping[CandidateKey, Candidate] = field(init=False, repr=False, compare=False)
+    may_spill: bool = field(init=False, repr=False, compare=False)
+    spill_after_s: float = field(init=False, repr=False, compare=False)
     only: Candidate | None = field(init=False, repr=False, compare=False)
     default_members: Members = field(init=False, repr=False, compare=False)
     load_wait_line: bytes = field(init=False, repr=False, compare=False)
@@ -144,6 +154,11 @@ class Target:
             if candidate.warmth is Warmth.READY
         }
         object.__setattr__(self, "ready", ready)
+        warmths = {tier[0].warmth for tier in self.tiers}
+        object.__setattr__(self, "may_spill", bool(ready) and max(warmths) >= Warmth.COLD)
+        loads_s = [each.load_estimate_s or 0.0 for each in ready.values()]
+        spill_after_s = min(max(loads_s, default=0.0), LONGEST_SPILL_S)
+        object.__setattr__(self, "spill_after_s", max(spill_after_s, SHORTEST_SPILL_S))
         is_only = len(self.candidates) == 1 and self.tiers
         object.__setattr__(self, "only", self.candidates[0] if is_only else None)
         object.__setattr__(self, "default_members", as_members(self.defaults))
@@ -326,9 +341,10 @@ def _node_candidate(
         upstream=upstream,
         model=ModelId(model.model_id),
         instance=None if instance is None else instance.name,
-        warmth=_WARMTH[model.state],
+        warmth=_WARMTH[model.state] if model.has_room else Warmth.CROWDED,
         slots=model.slots if instance is None else instance.slots,
         unusable=unusable,
         preference=preference,
         progress=model.progress,
+        load_estimate_s=model.load_estimate_s,
     )

@@ -1,6 +1,6 @@
 """Which candidate of a target takes a request, and why the others do not; pure."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Final
@@ -15,6 +15,7 @@ least loaded of all, and does not cost more the larger the mesh is."""
 
 
 _NOTHING: Final = (0.0, 0.0)
+_COLD: Final = Warmth.COLD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,21 +39,30 @@ class Load:
 
 
 def select_candidate(
-    target: Target, load: Load, *, cost: int, failed: AbstractSet[CandidateKey], rotation: int
+    target: Target,
+    load: Load,
+    *,
+    cost: int,
+    failed: AbstractSet[CandidateKey],
+    rotation: int,
+    spills: bool = False,
 ) -> Candidate | None:
     """Return the candidate that takes the request now, None if none does.
 
     1. A candidate that cannot answer, or has failed this request already, is out.
     2. One without `cost` free slots waits; alone it takes any request, however large. What costs
        nothing does not wait.
-    3. Warm before loading before cold; then the node's own preference; then the least loaded;
+    3. Warm before loading before cold, where there is room first; then the node's own preference; then the least loaded;
        among equals each in turn, by `rotation`.
-    4. One whose breaker is open is the last resort: not before there is nobody to wait for.
+    4. A model is loaded once: who wants it joins the load under way, and waits for those that have
+       it. One more is loaded only for a request that `spills`, having waited long, while every
+       loaded one is saturated and none is loading.
+    5. One whose breaker is open is the last resort: not before there is nobody to wait for.
     """
     out = failed | load.broken if load.broken else failed
-    chosen = _select(target, load, cost, out, rotation)
+    chosen = _select(target, load, cost, out, rotation, spills=spills)
     if chosen is None and load.broken and not may_wait(target, failed=out):
-        chosen = _select(target, load, cost, failed, rotation)
+        chosen = _select(target, load, cost, failed, rotation, spills=spills)
     return chosen
 
 
@@ -65,18 +75,27 @@ def can_take(
     failed: AbstractSet[CandidateKey],
 ) -> bool:
     """Tell whether the only candidate of a target takes the request now: the same, in short."""
-    return not (_is_saturated(alias, only, load, cost) or (failed and only.key in failed))
+    return not (is_saturated(alias, only, load, cost) or (failed and only.key in failed))
 
 
 def _select(
-    target: Target, load: Load, cost: int, out: AbstractSet[CandidateKey], rotation: int
+    target: Target,
+    load: Load,
+    cost: int,
+    out: AbstractSet[CandidateKey],
+    rotation: int,
+    *,
+    spills: bool,
 ) -> Candidate | None:
     in_flight = load.in_flight
-    for tier in target.tiers:
+    for any_tier in target.tiers:
+        tier = any_tier
+        if tier[0].warmth >= _COLD:
+            tier = _worth_loading(target, tier, load, out, spills=spills)
         best, least, compared, size = None, 0.0, 0, len(tier)
         for index in range(rotation, rotation + size):
             candidate = tier[index % size]
-            if candidate.key in out or _is_saturated(target.alias, candidate, load, cost):
+            if candidate.key in out or is_saturated(target.alias, candidate, load, cost):
                 continue
             used = in_flight.get(candidate.counted_as, 0) / (candidate.slots or 1)
             if best is None or used < least:
@@ -89,6 +108,31 @@ def _select(
     return None
 
 
+def _worth_loading(
+    target: Target,
+    tier: tuple[Candidate, ...],
+    load: Load,
+    out: AbstractSet[CandidateKey],
+    *,
+    spills: bool,
+) -> tuple[Candidate, ...]:
+    """Return which candidates of a tier without the model may be asked to load it."""
+    others = [
+        each
+        for any_tier in target.tiers
+        for each in any_tier
+        if each.key not in out and not (each.warmth >= _COLD and each.counted_as in load.full)
+    ]
+    asked = [
+        each for each in others if each.warmth >= _COLD and load.in_flight.get(each.counted_as)
+    ]
+    if asked or any(each.warmth is Warmth.LOADING for each in others):
+        return tuple(each for each in tier if each in asked)
+    if spills or all(each.warmth >= _COLD for each in others):
+        return tier
+    return ()
+
+
 def select_for_conversation(
     target: Target,
     load: Load,
@@ -99,6 +143,7 @@ def select_for_conversation(
     preference: Preference | None,
     active: Callable[[CandidateKey], int],
     now: float,
+    spills: bool = False,
 ) -> Candidate | frozenset[CandidateKey] | None:
     """Return who takes a request that belongs to a conversation, or whose slots it waits for.
 
@@ -113,16 +158,16 @@ def select_for_conversation(
     out = failed | load.broken if load.broken else failed
     holder = None if preference is None else _holder(target, preference.key, out)
     if preference is None or holder is None:
-        return _least(target, load, cost, out, rotation, active) or select_candidate(
-            target, load, cost=cost, failed=failed, rotation=rotation
+        return _least(target, load, cost, out, rotation, active, spills=spills) or select_candidate(
+            target, load, cost=cost, failed=failed, rotation=rotation, spills=spills
         )
-    is_full = _is_saturated(target.alias, holder, load, cost)
+    is_full = is_saturated(target.alias, holder, load, cost)
     waits = frozenset({holder.counted_as})
     if not is_full and (preference.worth_s or not load.in_flight.get(holder.counted_as)):
         return holder
     if preference.worth_s and load.ahead is None:
         return waits
-    other = _least(target, load, cost, out, rotation, active)
+    other = _least(target, load, cost, out, rotation, active, spills=spills)
     if not preference.worth_s:
         is_first = other is None or _used(holder, load) <= _used(other, load)
         return holder if is_first and not is_full else other
@@ -152,13 +197,18 @@ def _least(  # noqa: PLR0917 - private
     out: AbstractSet[CandidateKey],
     rotation: int,
     active: Callable[[CandidateKey], int],
+    *,
+    spills: bool,
 ) -> Candidate | None:
     """Return the least loaded candidate that can take a request; of equals who holds the least."""
-    for tier in target.tiers:
+    for any_tier in target.tiers:
+        tier = any_tier
+        if tier[0].warmth >= _COLD:
+            tier = _worth_loading(target, tier, load, out, spills=spills)
         best, least, size = None, (0.0, 0.0), len(tier)
         for index in range(rotation, rotation + min(size, COMPARED)):
             candidate = tier[index % size]
-            if candidate.key in out or _is_saturated(target.alias, candidate, load, cost):
+            if candidate.key in out or is_saturated(target.alias, candidate, load, cost):
                 continue
             burden = (_used(candidate, load), _held(active(candidate.key), candidate))
             if best is None or burden < least:
@@ -189,7 +239,8 @@ def waited_for(target: Target, *, failed: AbstractSet[CandidateKey]) -> frozense
     )
 
 
-def _is_saturated(alias: Alias, candidate: Candidate, load: Load, cost: int) -> bool:
+def is_saturated(alias: Alias, candidate: Candidate, load: Load, cost: int) -> bool:
+    """Tell whether a candidate has no slots for a request of this cost."""
     if not cost:
         return False
     key = candidate.counted_as
@@ -202,7 +253,7 @@ def _is_saturated(alias: Alias, candidate: Candidate, load: Load, cost: int) -> 
         return False
     used = load.in_flight.get(key, 0)
     if candidate.reserved:
-        kept = _kept_for_others(alias, candidate, load)
+        kept = kept_for_others(alias, candidate, load)
         # A reservation of all there is leaves others nothing.
         return used + kept + cost > slots if used else kept >= slots
     return used > 0 and used + cost > slots
@@ -216,92 +267,10 @@ def _has_its_own(alias: Alias, candidate: Candidate, load: Load, cost: int) -> b
     return used + cost <= reserved and (key, alias) not in load.awaited_by
 
 
-def _kept_for_others(alias: Alias, candidate: Candidate, load: Load) -> int:
+def kept_for_others(alias: Alias, candidate: Candidate, load: Load) -> int:
     """Return how many of the free slots are reserved for other aliases."""
     return sum(
         max(0, slots - load.by_alias.get((candidate.counted_as, other), 0))
         for other, slots in candidate.reserved
         if other != alias
     )
-
-
-# -- why ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What selection says of one candidate: that it is chosen, or why it is not."""
-
-    candidate: Candidate
-    is_chosen: bool
-    why: str
-
-
-def explain_selection(
-    target: Target,
-    load: Load,
-    *,
-    cost: int = 1,
-    failed: AbstractSet[CandidateKey] = frozenset(),
-    rotation: int = 0,
-) -> Iterator[Verdict]:
-    """Yield a verdict on every candidate, in the order they are considered."""
-    chosen = select_candidate(target, load, cost=cost, failed=failed, rotation=rotation)
-    usable = [candidate for tier in target.tiers for candidate in tier]
-    for candidate in usable:
-        if candidate is chosen:
-            yield Verdict(candidate=candidate, is_chosen=True, why=_why_chosen(candidate, load))
-        else:
-            why = _why_not(target.alias, candidate, chosen, load, cost, failed)
-            yield Verdict(candidate=candidate, is_chosen=False, why=why)
-    for candidate in target.candidates:
-        if candidate.unusable:
-            yield Verdict(candidate=candidate, is_chosen=False, why=candidate.unusable)
-
-
-def _why_chosen(candidate: Candidate, load: Load) -> str:
-    used = load.in_flight.get(candidate.counted_as, 0)
-    of = f" of {candidate.slots}" if candidate.slots is not None else ""
-    last_resort = "; its breaker is open, but nobody else is left" * (candidate.key in load.broken)
-    return f"{_WARMTH_WORDS[candidate.warmth]}, {used}{of} slots in use{last_resort}"
-
-
-def _why_not(  # noqa: PLR0917 - private, with one caller
-    alias: Alias,
-    candidate: Candidate,
-    chosen: Candidate | None,
-    load: Load,
-    cost: int,
-    failed: AbstractSet[CandidateKey],
-) -> str:
-    if candidate.key in failed:
-        return "has failed this request already"
-    if _is_saturated(alias, candidate, load, cost):
-        return _why_saturated(alias, candidate, load)
-    if candidate.key in load.broken:
-        return "its breaker is open"
-    if chosen is None:
-        return "free"
-    if candidate.warmth > chosen.warmth:
-        return f"{_WARMTH_WORDS[candidate.warmth]}: further from its first token"
-    if candidate.preference > chosen.preference:
-        return "its node prefers another model"
-    return "not less loaded than the chosen one"
-
-
-def _why_saturated(alias: Alias, candidate: Candidate, load: Load) -> str:
-    key = candidate.counted_as
-    if key in load.full:
-        return "said that it is full"
-    if key in load.awaited:
-        return f"{load.awaited[key]} wait for it"
-    kept = _kept_for_others(alias, candidate, load)
-    reserved = f", {kept} reserved for other aliases" * (kept > 0)
-    return f"{load.in_flight.get(key, 0)} of {candidate.slots} slots in use{reserved}"
-
-
-_WARMTH_WORDS: Final = {
-    Warmth.READY: "ready",
-    Warmth.LOADING: "loading",
-    Warmth.COLD: "not loaded",
-}

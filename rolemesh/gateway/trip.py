@@ -23,8 +23,9 @@ class Trip:
     `alias` is what the client asks for, "" until that is known; those below it are set with it.
     `claim.alias` is the one tried now, another one for a fallback. `attempt_at` is when the attempt
     under way began, 0 for one that began as the request came. `chain` is that of its conversation,
-    looked at once where there is a choice; `new_bytes` of it are new to the candidate. `kind` makes
-    the exchanges of its attempts.
+    looked at once where there is a choice; `new_bytes` of it are new to the candidate.
+    `looks_again`: the queue is to be looked at when it has waited long, and at `wakes_at`. `kind` makes the exchanges
+    of its attempts.
     """
 
     alias: Alias = Alias("")
@@ -44,6 +45,8 @@ class Trip:
     chain: Chain | None = None
     preference: Preference | None = None
     new_bytes = 0
+    looks_again = False
+    wakes_at = 0.0
     failure: UpstreamError | Reply | None = None
     kind: Callable[..., Exchange] = Exchange
 

@@ -29,4 +29,5 @@ outbox      writes of many connections, made together
 deadlines   one timer for all that waits
 replies     errors as HTTP replies, in OpenAI's or Anthropic's shape
 fetch       small requests of our own (probes, reports)
+control_socket  the way in for operators of this machine
 """

@@ -4,6 +4,7 @@ Connections come from `connection.ClientConnection` by way of `handoff`, and clo
 so that a client's next request starts in the relay again. Every error leaves as a JSON error object.
 """
 
+import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ from rolemesh.names import RequestId
 from rolemesh.relay.cors import cors_fields, preflight_fields
 from rolemesh.relay.handoff import Admit, HandOff
 from rolemesh.relay.paths import INFERENCE_PATHS, InferencePath
-from rolemesh.relay.replies import Dialect, Reply, error_reply
+from rolemesh.relay.replies import Dialect, Reply, error_object, error_reply
 
 if TYPE_CHECKING:
     import asyncio
@@ -28,6 +29,9 @@ logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
 
 Respond = Callable[[web.Request], Awaitable[Reply]]
 """What a program writes per route; it raises from the error tree."""
+
+LINES_TYPE: Final = "application/x-ndjson"
+"""JSON texts, each on a line of its own (github.com/ndjson/ndjson-spec)."""
 
 _MAX_LINE_BYTES: Final = 1 << 20
 """Far above limits.max_header_bytes, which bounds a head before aiohttp sees it."""
@@ -43,6 +47,66 @@ def route(method: str, path: str, respond: Respond) -> web.RouteDef:
         return web.Response(status=reply.status, body=reply.body, headers=dict(reply.fields))
 
     return web.route(method, path, handler)
+
+
+class ClientLeft(Exception):
+    """Who asked is not there any more to be answered."""
+
+
+class LineStream:
+    """A reply of JSON lines that are sent as they come (application/x-ndjson)."""
+
+    def __init__(self, request: web.Request) -> None:
+        self.response = web.StreamResponse(headers={"Content-Type": LINES_TYPE})
+        self._request = request
+
+    async def send(self, lines: bytes) -> None:
+        """Send whole lines, before the first ones the head; raises ClientLeft."""
+        try:
+            if not self.response.prepared:
+                await self.response.prepare(self._request)
+            await self.response.write(lines)
+        except ConnectionError as err:
+            raise ClientLeft from err
+
+    async def send_object(self, tree: Any) -> None:
+        """Send a line; raises ClientLeft."""
+        await self.send(json.dumps(tree).encode() + b"\n")
+
+
+RespondInLines = Callable[[web.Request, LineStream], Awaitable[Reply | None]]
+"""What a program writes per route that may answer in lines, and returns None when it has.
+
+It raises from the error tree; once a line has been sent, the error object is the last line.
+"""
+
+
+def lines_route(method: str, path: str, respond: RespondInLines) -> web.RouteDef:
+    """Return a route that answers with a Reply, or with lines as they come."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        lines = LineStream(request)
+        try:
+            reply = await _respond_in_lines(request, lines, respond)
+        except ClientLeft:
+            return lines.response
+        if reply is None:
+            return lines.response
+        return web.Response(status=reply.status, body=reply.body, headers=dict(reply.fields))
+
+    return web.route(method, path, handler)
+
+
+async def _respond_in_lines(
+    request: web.Request, lines: LineStream, respond: RespondInLines
+) -> Reply | None:
+    try:
+        return await respond(request, lines)
+    except errors.RoleMeshError as err:
+        if not lines.response.prepared:
+            raise
+        await lines.send_object(error_object(err, request_id_of(request)))
+        return None
 
 
 def request_id_of(request: web.Request) -> RequestId:

@@ -3,9 +3,6 @@
 import re
 from typing import Final
 
-EVENT_STREAM: Final = b"text/event-stream"
-"""The media type of such a stream."""
-
 _ERROR_BYTES: Final = 4096
 _ONLY_COMMENTS: Final = re.compile(rb"(?:(?::[^\r\n]*)?(?:\r\n|\n|\r))*+(?::[^\r\n]*)?")
 

@@ -1,14 +1,19 @@
-"""Small requests of our own (probes, reports): one request, one bounded reply, no keep-alive."""
+"""Small requests of our own (probes, reports): one request, one bounded reply, no keep-alive.
+
+`fetch` takes the reply whole, `fetching` as it comes.
+"""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from rolemesh.address import UpstreamAddress
-from rolemesh.errors import UpstreamBroke, UpstreamTimeout
+from rolemesh.errors import ReplyTooLarge, UpstreamBroke, UpstreamTimeout
 from rolemesh.relay.headers import encode_fields
 from rolemesh.relay.replies import Fields
-from rolemesh.relay.response import ResponseError, ResponseReader
+from rolemesh.relay.response import ResponseError, ResponseHead, ResponseReader
 from rolemesh.relay.upstream import UpstreamPool
 
 REPLY_LIMIT_BYTES: Final = 1 << 20
@@ -23,51 +28,105 @@ class FetchReply:
     body: bytes
 
 
-class _Collector:
-    """Receives one reply."""
+class FetchStream:
+    """A reply that is read as it comes; of its body at most `limit_bytes`."""
 
     def __init__(self, upstream: str, limit_bytes: int) -> None:
         self._upstream = upstream
-        self._limit_bytes = limit_bytes
-        self._body = bytearray()
-        self._reader = ResponseReader(self._body.extend)
-        self.done: asyncio.Future[FetchReply] = asyncio.get_running_loop().create_future()
+        self._limit_bytes = self._left = limit_bytes
+        self._unread = bytearray()
+        self._reader = ResponseReader(self._unread.extend)
+        self._fault = ""
+        self._news = asyncio.Event()
+
+    # -- Receiver --------------------------------------------------------------------------
 
     def upstream_data(self, data: bytes) -> None:
         """Take bytes of the reply."""
+        if self._reader.complete:
+            return
+        before = len(self._unread)
         try:
             self._reader.feed(data)
         except ResponseError as err:
-            self._fail(str(err))
-            return
-        if len(self._body) > self._limit_bytes:
-            self._fail(f"the reply is larger than {self._limit_bytes} bytes")
-        elif self._reader.complete:
-            self._settle()
+            self._fault = str(err)
+        self._left -= len(self._unread) - before
+        if self._left < 0:
+            self._fault = f"the reply is larger than {self._limit_bytes} bytes"
+        self._news.set()
 
     def upstream_closed(self, cause: Exception | None) -> None:
         """Learn that the upstream closed."""
-        if cause is not None:
-            self._fail(str(cause))
+        if self._reader.complete:
             return
-        try:
-            self._reader.end()
-        except ResponseError as err:
-            self._fail(str(err))
+        if cause is not None:
+            self._fault = str(cause)
         else:
-            self._settle()
+            try:
+                self._reader.end()
+            except ResponseError as err:
+                self._fault = str(err)
+        self._news.set()
 
-    def _settle(self) -> None:
-        head = self._reader.head
-        if not self.done.done() and head is not None:
-            reply = FetchReply(status=head.status, fields=head.fields, body=bytes(self._body))
-            self.done.set_result(reply)
+    # --------------------------------------------------------------------------------------
 
-    def _fail(self, what: str) -> None:
-        if not self.done.done():
-            self.done.set_exception(
-                UpstreamBroke(f"{self._upstream}: {what}", upstream=self._upstream)
-            )
+    async def head(self) -> ResponseHead:
+        """Return its head; raises UpstreamBroke."""
+        while self._reader.head is None:
+            await self._more()
+        return self._reader.head
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Yield its body; raises UpstreamBroke."""
+        while self._unread or self._fault or not self._reader.complete:
+            if self._unread:
+                piece = bytes(self._unread)
+                self._unread.clear()
+                yield piece
+            else:
+                await self._more()
+
+    async def _more(self) -> None:
+        if not self._fault:
+            await self._news.wait()
+            self._news.clear()
+        if self._fault:
+            msg = f"{self._upstream}: {self._fault}"
+            kind = ReplyTooLarge if self._left < 0 else UpstreamBroke
+            raise kind(msg, upstream=self._upstream)
+
+
+@asynccontextmanager
+async def fetching(
+    address: UpstreamAddress,
+    method: str,
+    path: str,
+    *,
+    body: bytes | None = None,
+    fields: Fields = (),
+    connect_s: float,
+    limit_bytes: int = REPLY_LIMIT_BYTES,
+) -> AsyncIterator[FetchStream]:
+    """Send one request and give its reply to read; leaving the block ends it.
+
+    Raises ConnectFailed. How long to wait for the reply is the caller's to say.
+    """
+    lines = (
+        ("Host", address.authority),
+        ("Connection", "close"),
+        *((("Content-Length", str(len(body))),) if body is not None else ()),
+        *fields,
+    )
+    target = address.prefix + path
+    head = b"%b %b HTTP/1.1\r\n%b\r\n" % (method.encode(), target.encode(), encode_fields(lines))
+    connection = await UpstreamPool().connect(address, connect_s)
+    stream = FetchStream(str(address), limit_bytes)
+    connection.receiver = stream
+    connection.transport.write(head + (body or b""))
+    try:
+        yield stream
+    finally:
+        connection.abort()
 
 
 async def fetch(
@@ -82,27 +141,23 @@ async def fetch(
 ) -> FetchReply:
     """Send one request and return its reply, whatever its status.
 
-    Raises ConnectFailed, UpstreamBroke or UpstreamTimeout (the whole exchange took longer than
-    `timeout_s`).
+    Raises ConnectFailed, UpstreamBroke (ReplyTooLarge: larger than `limit_bytes`) or
+    UpstreamTimeout (the whole exchange took longer than `timeout_s`).
     """
-    lines = (
-        ("Host", address.authority),
-        ("Connection", "close"),
-        *((("Content-Length", str(len(body))),) if body is not None else ()),
-        *fields,
+    asked = fetching(
+        address,
+        method,
+        path,
+        body=body,
+        fields=fields,
+        connect_s=timeout_s,
+        limit_bytes=limit_bytes,
     )
-    target = address.prefix + path
-    head = b"%b %b HTTP/1.1\r\n%b\r\n" % (method.encode(), target.encode(), encode_fields(lines))
     try:
-        async with asyncio.timeout(timeout_s):
-            connection = await UpstreamPool().connect(address, timeout_s)
-            collector = _Collector(str(address), limit_bytes)
-            connection.receiver = collector
-            connection.transport.write(head + (body or b""))
-            try:
-                return await collector.done
-            finally:
-                connection.abort()
+        async with asyncio.timeout(timeout_s), asked as stream:
+            head = await stream.head()
+            whole = b"".join([piece async for piece in stream.pieces()])
+            return FetchReply(status=head.status, fields=head.fields, body=whole)
     except TimeoutError as err:
         msg = f"{address}: no reply within {timeout_s:g} s"
         raise UpstreamTimeout(msg, upstream=str(address), limit="timeout_s") from err

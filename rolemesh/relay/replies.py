@@ -147,6 +147,7 @@ _SHAPES: tuple[tuple[type[errors.RoleMeshError], int, str, str], ...] = (
     (errors.NotAuthenticated, 401, "authentication_error", "invalid_api_key"),
     (errors.NotAllowed, 403, "permission_error", "not_allowed"),
     (errors.UnknownAlias, 404, "invalid_request_error", "model_not_found"),
+    (errors.UnknownInstance, 404, "invalid_request_error", "unknown_instance"),
     (errors.UnknownPath, 404, "invalid_request_error", "unknown_path"),
     (errors.MethodNotAllowed, 405, "invalid_request_error", "method_not_allowed"),
     (errors.BodyTooLarge, 413, "invalid_request_error", "body_too_large"),

@@ -13,5 +13,6 @@ tls        the TLS contexts in force
 state      state files: atomic, set aside when corrupt
 keys       accepted keys and who they belong to
 tasks      the only place that starts tasks
-child_process  a child that does not outlive this process (tied_exec: what runs between fork and exec)
+tied_process  starts a child that does not outlive this process (tied_exec: before its exec)
+child_process  watches over it
 """

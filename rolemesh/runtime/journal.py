@@ -5,7 +5,6 @@ what the journal cannot take at the moment waits in memory, up to a bound; beyon
 lost, and their number is reported once the journal takes records again.
 """
 
-import asyncio
 import contextlib
 import errno
 import fcntl
@@ -17,7 +16,10 @@ from collections import deque
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    import asyncio
 
 JOURNAL_SOCKET: Final = Path("/run/systemd/journal/socket")
 
@@ -275,7 +277,7 @@ class JournalHandler(logging.Handler):
         gathered = self._gathered
         gathered.append((logger_name, lines))
         if len(gathered) == 1:
-            asyncio.get_running_loop().call_later(GATHER_S, self._send_gathered)
+            _loop().call_later(GATHER_S, self._send_gathered)
         elif len(gathered) == GATHER_MAX:
             self._send_gathered()
 
@@ -330,9 +332,16 @@ class JournalHandler(logging.Handler):
         if self._retry is None:
             # Outside an event loop: with the next record, or at the end.
             with contextlib.suppress(RuntimeError):
-                self._retry = asyncio.get_running_loop().call_later(retry_s, self._try_again)
+                self._retry = _loop().call_later(retry_s, self._try_again)
 
     def _try_again(self) -> None:
         with self.lock or contextlib.nullcontext():
             self._retry = None
             self._settle(NEXT_RETRY_S if self._sender.flush() else RETRY_S)
+
+
+def _loop() -> "asyncio.AbstractEventLoop":
+    # Imported here: a cold model waits for rolemesh-llama, which logs before it needs a loop.
+    import asyncio  # noqa: PLC0415
+
+    return asyncio.get_running_loop()

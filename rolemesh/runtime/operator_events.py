@@ -15,6 +15,9 @@ class OperatorEvent(Enum):
     RELOAD_REFUSED = "8644b624e31c4df79c972b0f2f2030c0"
     MODEL_FAILED = "7c2a15b104fe4249b9bd8c41c3aa691c"
     INSTANCE_CRASHED = "ddcc98b81247464c93c65c8febbf064f"
+    INSTANCE_STUCK = "f5b75caa3ba247f5a80c98e7db90e06b"
+    GPU_LOST = "846646825a6d4019bcb989b9550772f9"
+    INSTANCE_WEDGED = "7913c0f507e241f8a040a143f027d3be"
 
     @property
     def label(self) -> str:

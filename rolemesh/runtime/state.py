@@ -66,7 +66,7 @@ class StateFile:
     def save(self, tree: Any) -> None:
         """Replace the file atomically; a failure is logged once and kept in `problem`."""
         try:
-            self._write(json.dumps(tree).encode())
+            replace_file(self.path, json.dumps(tree).encode(), mode=self._mode)
         except OSError as err:
             if not self.problem:
                 since = time.strftime("%H:%M:%S")
@@ -75,15 +75,21 @@ class StateFile:
         else:
             self.problem = ""
 
-    def _write(self, data: bytes) -> None:
-        handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
+
+def replace_file(path: Path, data: bytes, *, mode: int = 0o640, durable: bool = True) -> None:
+    """Write a file whole or not at all; raises OSError.
+
+    `durable`: it shall outlive a loss of power; what need not is written faster.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            if durable:
                 file.flush()
                 os.fsync(file.fileno())
-            Path(name).chmod(self._mode)
-            Path(name).replace(self.path)
-        except OSError:
-            Path(name).unlink(missing_ok=True)
-            raise
+        Path(name).chmod(mode)
+        Path(name).replace(path)
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+        raise

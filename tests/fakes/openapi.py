@@ -37,7 +37,7 @@ def operation_of(method: str, path: str) -> Mapping[str, Any]:
     """Return what is said of a method and the path of a request, without its query."""
     path = path.partition("?")[0]
     for known, template, operation in operations():
-        # Aliases may have slashes in them.
+        # Aliases, and the rest of an agent's path, may have slashes in them.
         pattern = re.sub(r"\\\{(\w+)\\\}", _any, re.escape(template))
         if known == method and re.fullmatch(pattern, path):
             return operation
@@ -45,7 +45,7 @@ def operation_of(method: str, path: str) -> Mapping[str, Any]:
 
 
 def _any(match: re.Match[str]) -> str:
-    return ".+" if match[1] == "alias" else "[^/]+"
+    return ".+" if match[1] in {"alias", "rest"} else "[^/]+"
 
 
 def validator(schema: Mapping[str, Any]) -> Draft202012Validator:

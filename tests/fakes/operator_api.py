@@ -1,4 +1,4 @@
-"""A gateway's operator API that says what a test tells it to, on a socket or a port."""
+"""An operator API, a gateway's or an agent's, that says what a test tells it to."""
 
 import json
 import socketserver
@@ -12,18 +12,30 @@ from pathlib import Path
 from typing import Any
 
 
+class Lines(tuple[Any, ...]):
+    """JSON lines, one after another; a threading.Event among them is waited for.
+
+    The connection is cut in the middle of the body after a None.
+    """
+
+    __slots__ = ()
+
+
 @dataclass(slots=True)
 class OperatorApi:
-    """`replies` by "METHOD /path?query" below /v1/rolemesh; `asked` and `keys` are what came.
+    """`replies` by "METHOD path?query", the path below /v1/rolemesh or else a whole one.
 
-    A reply is a tree, or (status, tree), or bytes that are sent as they are; a list of them is
-    gone through, and its last one stays.
+    `asked`, `keys` and `bodies` are what came.
+
+    A reply is a tree, or (status, tree), or bytes that are sent as they are, or Lines; a list of
+    them is gone through, and its last one stays.
     """
 
     url: str
     replies: dict[str, Any] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
+    bodies: list[Any] = field(default_factory=list)
 
     def refuse(self, what: str, status: int, message: str, **more: Any) -> None:
         self.replies[what] = (status, {"error": {"message": message, "status": status, **more}})
@@ -35,19 +47,41 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self) -> None:
         assert isinstance(self.server, _UnixServer | _TcpServer)
         api = self.server.api
-        what = f"{self.command} {self.path.partition('/v1/rolemesh/')[2]}"
+        what = f"{self.command} {self.path.partition('/v1/rolemesh/')[2] or self.path}"
         api.asked.append(what)
+        length = int(self.headers.get("Content-Length", "0"))
+        api.bodies.append(json.loads(self.rfile.read(length) or b"null"))
         api.keys.append(self.headers.get("Authorization", ""))
         missing = (404, {"error": {"message": f"there is no {what}", "status": 404}})
         reply = api.replies.get(what, missing)
         if isinstance(reply, list):
             reply = reply.pop(0) if len(reply) > 1 else reply[0]
+        if isinstance(reply, Lines):
+            self.send_lines(reply)
+            return
         status, tree = reply if isinstance(reply, tuple) else (200, reply)
         body = tree if isinstance(tree, bytes) else json.dumps(tree).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def send_lines(self, lines: Lines) -> None:
+        self.protocol_version = "HTTP/1.1"
+        self.close_connection = True
+        self.send_response(200)
+        self.send_header("Content-Type", "application/x-ndjson")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for line in lines:
+            if isinstance(line, threading.Event):
+                line.wait(10)
+            elif line is None:
+                return
+            else:
+                data = json.dumps(line).encode() + b"\n"
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
+        self.wfile.write(b"0\r\n\r\n")
 
     def do_GET(self) -> None:
         self.answer()

@@ -143,7 +143,8 @@ class FakeSystemd:
 
     `ends_first`: JobRemoved is sent before the reply. `refuses`: method -> name of an error.
     `silent`: methods that get no reply. `loads`: how often an object was asked that is not loaded.
-    `after_get` is called after each property read. Units stop only while `stops` is set.
+    `after_get` is called after each property read. Units stop only while `stops` is set, and fail
+    to where they have `unkillable` processes.
     """
 
     def __init__(self, scope: TaskScope) -> None:
@@ -156,6 +157,7 @@ class FakeSystemd:
         self.silent: set[str] = set()
         self.stops = asyncio.Event()
         self.stops.set()
+        self.unkillable: dict[str, list[int]] = {}
         self.after_get: Callable[[], None] = lambda: None
         self._scope = scope
         self._connection: DBusConnection | None = None
@@ -282,6 +284,16 @@ class FakeSystemd:
         else:
             await connection.send(new_error(call, NOT_LOADED, "s", (f"{name} not loaded",)))
 
+    async def _on_GetUnitProcesses(  # noqa: N802
+        self, connection: DBusConnection, call: Message, name: str
+    ) -> None:
+        if name not in self.units:
+            await connection.send(new_error(call, NOT_LOADED, "s", (f"{name} not loaded",)))
+            return
+        group = f"/rolemesh.slice/{name}"
+        rows = [(group, pid, "llama-server -m x") for pid in self.unkillable.get(name, ())]
+        await connection.send(new_method_return(call, "a(sus)", (rows,)))
+
     async def _on_ResetFailedUnit(  # noqa: N802
         self, connection: DBusConnection, call: Message, name: str
     ) -> None:
@@ -380,7 +392,11 @@ class FakeSystemd:
         if name in self.units and self.units[name].active not in {"inactive", "failed"}:
             await self.become(name, active="deactivating", sub="stop-sigterm")
             await self.stops.wait()
-            await self.become(name, active="inactive", sub="dead", MainPID=0)
+            if self.unkillable.get(name):
+                changes = {"MainPID": 0, "Result": "timeout"}
+                await self.become(name, active="failed", sub="failed", **changes)
+            else:
+                await self.become(name, active="inactive", sub="dead", MainPID=0)
 
     async def _end(self, job: FakeJob, result: str) -> None:
         if self._jobs.get(job.unit) is job:

@@ -249,7 +249,8 @@ async def test_a_node_that_says_it_is_full_is_asked_again_until_it_is_not(
 async def test_another_node_takes_what_a_full_one_does_not(
     gateway: Running, start_upstream: StartUpstream
 ) -> None:
-    await two_nodes(gateway, await start_upstream(BUSY), await start_upstream(OK))
+    await gateway.register("first", await start_upstream(BUSY))
+    await gateway.register("second", await start_upstream(OK), {**COLD, "state": "loading"})
     reply = await gateway.chat()
     assert reply.fields["x-rolemesh-node"] == "second"
     assert int(reply.fields["x-rolemesh-queue-ms"]) < 200

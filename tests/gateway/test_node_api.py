@@ -105,6 +105,27 @@ async def test_a_heartbeat_of_a_node_that_is_not_known_asks_it_to_register(
     assert (await gateway.post("/v1/nodes/box/heartbeat", b"[]")).status == 400
 
 
+async def test_whoever_sets_a_node_up_sees_what_became_of_it(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(
+        aliases={"from_roles": True},
+        models={
+            "planner": {"type": "proxy", "proxy_url": BASE_URL},
+            "dev": {"type": "discovered", "role": "coder"},
+        },
+    )
+    assert (await gateway.get("/v1/nodes/box")).status == 404
+    model = {"model_id": "m", "roles": ["coder", "planner"], "usable": False, "reason": "no file"}
+    await gateway.post(REGISTER, {**MINIMAL, "models": [model]})
+    assert (await gateway.get("/v1/nodes/box")).json == {
+        "node_id": "box",
+        "state": "live",
+        "reason": "",
+        "base_url": BASE_URL,
+        "models": [{"model_id": "m", "usable": False, "reason": "no file"}],
+        "aliases": {"coder": ["dev", "coder"], "planner": []},
+    }
+
+
 async def test_a_node_that_says_good_bye_is_forgotten(gateway: Running) -> None:
     await gateway.post(REGISTER, MINIMAL)
     for status in (200, 404):

@@ -1,6 +1,10 @@
+from pathlib import Path
+
 import pytest
 
+from tests.fakes.unix_http import ask_at
 from tests.gateway.conftest import StartGateway
+from tests.gateway.harness import DISCOVERED, running_gateway
 
 
 @pytest.mark.parametrize(
@@ -9,7 +13,7 @@ from tests.gateway.conftest import StartGateway
         ("/v1/chat/completions", 405, "OPTIONS, POST"),
         ("/embeddings", 405, "OPTIONS, POST"),
         ("/v1/nodes/box/heartbeat", 405, "OPTIONS, POST"),
-        ("/v1/nodes/box", 405, "DELETE, OPTIONS"),
+        ("/v1/nodes/box", 404, None),
         ("/", 404, None),
         ("/slots", 404, None),
         ("/api/pull", 404, None),
@@ -39,3 +43,24 @@ async def test_nothing_is_relayed_that_is_no_inference_path(
 ) -> None:
     gateway = await start_gateway()
     assert (await gateway.post(path, {"model": "coder"})).status in {404, 405}
+
+
+async def test_whoever_can_open_the_control_socket_needs_no_key_and_may_everything(
+    tmp_path: Path, short_path: Path
+) -> None:
+    configuration = {
+        "models": {"coder": DISCOVERED},
+        "auth": {"clients": {"ci": {"key": "ci-key"}}},
+    }
+    control = short_path / "new" / "folder" / "control.sock"
+    async with running_gateway(tmp_path, configuration, control=control):
+        status, tree = await ask_at(control, "GET", "/v1/rolemesh/status")
+        assert (status, tree["aliases"]) == (200, {"total": 1, "usable": 0})
+        status, tree = await ask_at(control, "GET", "/v1/models")
+        assert [each["id"] for each in tree["rolemesh"]["unavailable_models"]] == ["coder"]
+        status, text = await ask_at(control, "GET", "/metrics")
+        assert (status, "rolemesh_requests_in_progress 0" in text) == (200, True)
+        assert (await ask_at(control, "GET", "/v1/chat/completions"))[
+            0
+        ] == 404  # nor is this a way to ask
+    assert not control.exists()

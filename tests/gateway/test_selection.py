@@ -18,11 +18,12 @@ def select(
     failed: frozenset[CandidateKey] = frozenset(),
     cost: int = 1,
     rotation: int = 0,
+    spills: bool = False,
 ) -> str:
     """Return the name of the one selected, "" for none."""
     load = Load(in_flight=in_flight or {}, by_alias={}, full=full)
     chosen = select_candidate(
-        target(*candidates), load, cost=cost, failed=failed, rotation=rotation
+        target(*candidates), load, cost=cost, failed=failed, rotation=rotation, spills=spills
     )
     return chosen.upstream.name if chosen is not None else ""
 
@@ -134,3 +135,46 @@ def test_slots_that_are_reserved_for_another_alias_are_left_free(
 ) -> None:
     only = candidate("a", slots=4, reserved=((Alias("planner"), reserved),))
     assert select(only, in_flight={only.counted_as: used}, cost=cost) == ("a" if takes else "")
+
+
+# --- one load -------------------------------------------------------------------------------
+
+COLD_1, COLD_2 = (candidate(name, warmth=Warmth.COLD, slots=2) for name in ("x", "y"))
+READY = candidate("ready", slots=2)
+LOADING = candidate("loading", warmth=Warmth.LOADING, slots=2)
+
+
+@pytest.mark.parametrize("rotation", range(3))
+def test_who_wants_a_cold_model_joins_the_load_that_another_began(rotation: int) -> None:
+    assert select(COLD_1, COLD_2, in_flight={COLD_2.key: 1}, rotation=rotation) == "y"
+    assert select(COLD_1, COLD_2, in_flight={COLD_2.key: 2}, rotation=rotation) == "", "it waits"
+
+
+def test_a_model_that_loads_is_not_loaded_elsewhere_however_long_that_takes() -> None:
+    assert select(LOADING, COLD_1, in_flight={LOADING.key: 2}, spills=True) == ""
+
+
+def test_one_more_is_loaded_for_who_has_waited_long_for_busy_ones() -> None:
+    busy = {READY.key: 2}
+    assert select(READY, COLD_1, COLD_2, in_flight=busy) == ""
+    assert select(READY, COLD_1, COLD_2, in_flight=busy, spills=True) == "x"
+    assert select(READY, COLD_1, in_flight={READY.key: 1}, spills=True) == "ready"
+    # One at a time.
+    assert select(READY, COLD_1, COLD_2, in_flight={**busy, COLD_1.key: 2}, spills=True) == ""
+
+
+def test_one_that_failed_keeps_nobody_from_a_load() -> None:
+    assert select(READY, COLD_1, failed=frozenset({READY.key})) == "x"
+
+
+def test_one_that_said_it_is_full_is_waited_for_if_it_has_the_model() -> None:
+    assert select(READY, COLD_1, full=frozenset({READY.key})) == ""
+    assert select(READY, COLD_1, full=frozenset({READY.key}), spills=True) == "x"
+    assert select(COLD_1, COLD_2, full=frozenset({COLD_1.key}), in_flight={COLD_1.key: 1}) == "y"
+
+
+def test_where_there_is_room_comes_before_where_others_are_busy() -> None:
+    crowded = candidate("crowded", warmth=Warmth.CROWDED, slots=2)
+    assert [select(crowded, COLD_1, rotation=rotation) for rotation in range(2)] == ["x", "x"]
+    assert select(crowded) == "crowded"
+    assert select(crowded, COLD_1, in_flight={COLD_1.key: 2}) == "", "one load"

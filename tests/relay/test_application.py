@@ -1,5 +1,7 @@
 """Requests that are not inference requests, and what aiohttp would answer in its own words."""
 
+import asyncio
+import json
 import re
 from typing import Any
 
@@ -7,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from rolemesh import errors
-from rolemesh.relay.application import peer_of, route
+from rolemesh.relay.application import LineStream, lines_route, peer_of, route
 from rolemesh.relay.replies import Reply, json_reply
 from tests.fakes.client import Received, connected, post, request
 from tests.fakes.serving import echo, serving
@@ -22,7 +24,17 @@ async def fail(request: web.Request) -> Reply:
     raise errors.NotAllowed("not you") if "polite" in request.query else ZeroDivisionError
 
 
+async def count(request: web.Request, lines: LineStream) -> Reply | None:
+    """Answer with so many lines, and then as `then` says."""
+    for number in range(int(request.query["lines"])):
+        await lines.send_object({"line": number})
+    if request.query["then"] == "error":
+        raise errors.NotAllowed("no further")
+    return json_reply({"whole": True}) if request.query["then"] == "reply" else None
+
+
 ROUTES = [
+    lines_route("GET", "/count", count),
     route("GET", "/show", show),
     route("POST", "/show", show),
     route("GET", "/fail", fail),
@@ -171,3 +183,38 @@ async def test_a_page_from_elsewhere_may_ask_first() -> None:
         status, fields, _ = await asked(preflight, *allowed)
         assert status == 204
         assert not [name for name in fields if name.startswith("access-control-")]
+
+
+async def test_a_reply_may_be_lines_that_come_one_by_one() -> None:
+    reply = await exchange(request("GET", "/count?lines=2&then=end"))
+    assert (reply.status, reply.fields["content-type"]) == (200, "application/x-ndjson")
+    assert [json.loads(line) for line in reply.body.splitlines()] == [{"line": 0}, {"line": 1}]
+    assert (await exchange(request("GET", "/count?lines=0&then=reply"))).json == {"whole": True}
+
+
+async def test_an_error_after_the_first_line_is_the_last_one() -> None:
+    refused = await exchange(request("GET", "/count?lines=0&then=error"))
+    assert (refused.status, refused.error["code"]) == (403, "not_allowed")
+    reply = await exchange(request("GET", "/count?lines=1&then=error"))
+    assert reply.status == 200
+    last = json.loads(reply.body.splitlines()[-1])
+    assert (last["error"]["status"], last["error"]["message"]) == (403, "no further")
+
+
+async def test_lines_end_when_nobody_reads_them_any_more() -> None:
+    ended = asyncio.Event()
+
+    async def for_ever(_request: web.Request, lines: LineStream) -> None:
+        try:
+            while True:
+                await lines.send_object({})
+                await asyncio.sleep(0)
+        finally:
+            ended.set()
+
+    routes = [lines_route("GET", "/for-ever", for_ever)]
+    async with serving(echo, routes=routes) as served:
+        async with connected(served.port) as client:
+            await client.send(request("GET", "/for-ever"))
+            await client._line()
+        await ended.wait()

@@ -2,7 +2,7 @@ import pytest
 
 from rolemesh.address import UpstreamAddress
 from rolemesh.errors import ConnectFailed, UpstreamBroke, UpstreamTimeout
-from rolemesh.relay.fetch import fetch
+from rolemesh.relay.fetch import fetch, fetching
 from tests.fakes.upstream import (
     CHUNKED_STREAM,
     LAST_CHUNK,
@@ -16,6 +16,7 @@ from tests.fakes.upstream import (
     sends_and_resets,
     upstream,
 )
+from tests.lab.poll import eventually
 from tests.lab.processes import free_port
 
 FIELDS = (("X-A", "1"),)
@@ -91,3 +92,21 @@ async def test_nobody_listening_is_a_failed_connection() -> None:
     address = UpstreamAddress.parse_url(f"http://127.0.0.1:{free_port()}")
     with pytest.raises(ConnectFailed, match="Connection refused"):
         await fetch(address, "GET", "/", timeout_s=5)
+
+
+async def test_a_reply_is_read_as_it_comes() -> None:
+    script = sends_and_resets(CHUNKED_STREAM + chunk(b"one"), chunk(b"two") + b"1")
+    async with upstream(script) as up, fetching(up.address, "POST", "/", connect_s=5) as stream:
+        assert (await stream.head()).status == 200
+        pieces = stream.pieces()
+        assert await anext(pieces) == b"one"
+        assert await anext(pieces) == b"two"
+        with pytest.raises(UpstreamBroke, match="reset"):
+            await anext(pieces)
+
+
+async def test_who_stops_reading_ends_the_reply() -> None:
+    async with upstream(sends_and_hangs(CHUNKED_STREAM)) as up:
+        async with fetching(up.address, "POST", "/", connect_s=5) as stream:
+            await stream.head()
+        await eventually(lambda: not up.writers, what="the upstream has seen it leave")

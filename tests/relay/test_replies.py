@@ -21,6 +21,7 @@ TABLE: list[tuple[errors.RoleMeshError, int, str, str]] = [
     (errors.NotAuthenticated("x"), 401, "authentication_error", "invalid_api_key"),
     (errors.NotAllowed("x"), 403, "permission_error", "not_allowed"),
     (errors.UnknownAlias("x", ()), 404, "invalid_request_error", "model_not_found"),
+    (errors.UnknownInstance("x", ()), 404, "invalid_request_error", "unknown_instance"),
     (errors.UnknownPath("x"), 404, "invalid_request_error", "unknown_path"),
     (errors.MethodNotAllowed("x", ("GET",)), 405, "invalid_request_error", "method_not_allowed"),
     (errors.RequestTooSlow("x"), 408, "invalid_request_error", "request_too_slow"),
@@ -46,6 +47,7 @@ TABLE: list[tuple[errors.RoleMeshError, int, str, str]] = [
     (errors.ConnectFailed("x", upstream="u"), 502, "upstream_error", "connect_failed"),
     (errors.NotVerified("x", upstream="u"), 502, "upstream_error", "connect_failed"),
     (errors.UpstreamBroke("x", upstream="u"), 502, "upstream_error", "upstream_broke"),
+    (errors.ReplyTooLarge("x", upstream="u"), 502, "upstream_error", "upstream_broke"),
     (errors.StreamBroken("x", upstream="u"), 502, "upstream_error", "upstream_broke"),
     (
         errors.UpstreamTimeout("x", upstream="u", limit="idle_s"),

@@ -1,4 +1,4 @@
-"""The UNIX socket on this machine by which operators reach the gateway without a key.
+"""The UNIX socket on this machine by which operators reach a daemon without a key.
 
 Who may open it is a matter of its file: its group is `rolemesh`, where the gateway may give it that.
 It goes with the process: unlike the listeners it is not kept over a restart.
@@ -17,6 +17,7 @@ from typing import Final
 
 from aiohttp import web
 
+from rolemesh.config.tree import Program
 from rolemesh.relay.application import open_application
 
 logger = logging.getLogger(__name__)
@@ -26,20 +27,19 @@ NAME: Final = "control.sock"
 MODE: Final = 0o660
 BODY_BYTES: Final = 64 * 1024
 
-_BELOW_USER: Final = Path("rolemesh/gateway")
 _BACKLOG: Final = 64
 
 
-def control_path(environ: Mapping[str, str]) -> Path | None:
-    """Return where the socket is to be, None where there is no directory for it.
+def control_path(environ: Mapping[str, str], program: Program) -> Path | None:
+    """Return where the socket of a program is to be, None where there is no directory for it.
 
-    That is the unit's runtime directory, else the user's.
+    That is the unit's runtime directory, else one in the user's.
     """
     unit = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
     if unit:
         return Path(unit) / NAME
     user = environ.get("XDG_RUNTIME_DIR", "")
-    return Path(user) / _BELOW_USER / NAME if user else None
+    return Path(user) / "rolemesh" / program / NAME if user else None
 
 
 @asynccontextmanager
