@@ -5,6 +5,7 @@ Asks no daemon: it reads the files that a daemon would read, with the rights of 
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +37,8 @@ UNITS: Final[Mapping[Program, str]] = {
 }
 CREDENTIALS: Final = Path("/run/credentials")
 """Where systemd keeps what LoadCredential= gives a unit."""
+
+_NAMED_AGENT: Final = re.compile(r"/etc/rolemesh/node-([^/]+)\.d")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,20 +78,26 @@ def run(args: argparse.Namespace) -> int:
 
 
 def daemon_environment(
-    program: Program, environ: Mapping[str, str] = os.environ, credentials: Path = CREDENTIALS
+    source: ConfigSource, environ: Mapping[str, str] = os.environ, credentials: Path = CREDENTIALS
 ) -> Mapping[str, str]:
     """Return the environment in which the daemon's configuration is to be judged.
 
     The credentials of the running unit are looked for where systemd keeps them.
     """
-    own = credentials / UNITS[program]
+    own = credentials / _unit(source)
     if "CREDENTIALS_DIRECTORY" in environ or not os.access(own, os.X_OK):
         return environ
     return {**environ, "CREDENTIALS_DIRECTORY": str(own)}
 
 
+def _unit(source: ConfigSource) -> str:
+    """Return the unit that reads these files."""
+    named = source.config_dir and _NAMED_AGENT.fullmatch(str(source.config_dir))
+    return f"rolemesh-node-agent@{named[1]}.service" if named else UNITS[source.program]
+
+
 def _check(source: ConfigSource, *, as_json: bool) -> int:
-    environ = daemon_environment(source.program)
+    environ = daemon_environment(source)
     if not as_json:
         return cli.check(source, environ)
     try:

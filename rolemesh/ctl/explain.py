@@ -56,7 +56,7 @@ def _put(reply: Mapping[str, Any]) -> None:
     if queued:
         output.put(f"{queued} waiting already")
     if reply.get("fallback"):
-        output.put(f"fallback: {', '.join(map(str, reply['fallback']))}")
+        output.put(output.clean(f"fallback: {', '.join(map(str, reply['fallback']))}"))
     candidates = reply["candidates"]
     if candidates:
         output.put()

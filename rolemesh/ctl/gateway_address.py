@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from rolemesh.address import UpstreamAddress
 from rolemesh.ctl import output
 from rolemesh.ctl.outcomes import BadUsage, NotReachable
 
@@ -27,6 +28,7 @@ KEY_VARIABLE: Final = "ROLEMESH_KEY"
 SYSTEM_SOCKET: Final = Path("/run/rolemesh/gateway/control.sock")
 SOCKET_PREFIX: Final = "unix:"
 
+_LONGEST_KEY: Final = 16 * 1024
 _OTHERS_READ: Final = stat.S_IRGRP | stat.S_IROTH
 _FILE_KEYS: Final = ("url", "key", "key_file", "ca_file")
 
@@ -98,8 +100,13 @@ def _settings_file(environ: Mapping[str, str]) -> Path:
 def _address(url: str, key: str | None, ca_file: Path | None) -> GatewayAddress:
     if url.startswith(SOCKET_PREFIX):
         return GatewayAddress(sockets=(Path(url.removeprefix(SOCKET_PREFIX)),))
-    if not url.startswith(("http://", "https://")):
-        msg = f"{url!r} is not the URL of a gateway: it begins with http://, https:// or unix:/"
+    try:
+        path = UpstreamAddress.parse_url(url).prefix
+    except ValueError as error:
+        msg = f"{url!r} is not the URL of a gateway, which may also be unix:/PATH: {error}"
+        raise BadUsage(msg) from error
+    if not path.isascii() or not url.isprintable() or " " in url:
+        msg = f"{url!r} is not the URL of a gateway: it has characters that no URL has"
         raise BadUsage(msg)
     return GatewayAddress(url=url.rstrip("/"), key=_checked(key), ca_file=ca_file)
 
@@ -128,17 +135,31 @@ def _address_in(file: Path, args: argparse.Namespace) -> GatewayAddress:
     if args.key_file is not None:
         key = _key_in(args.key_file)
     elif "key_file" in said:
-        key = _key_in(Path(said["key_file"]).expanduser())
-    ca_file = args.ca_file or (Path(said["ca_file"]).expanduser() if "ca_file" in said else None)
+        key = _key_in(_expanded(said["key_file"]))
+    ca_file = args.ca_file or (_expanded(said["ca_file"]) if "ca_file" in said else None)
     return _address(said["url"], key, ca_file)
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        msg = f"{path}: this host knows no such user"
+        raise BadUsage(msg) from error
 
 
 def _key_in(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8").strip()
+        return text_of_key(file)
     except (OSError, UnicodeDecodeError) as error:
         msg = f"the key file {file} cannot be read: {getattr(error, 'strerror', '') or 'not text'}"
         raise NotReachable(msg) from error
+
+
+def text_of_key(file: Path) -> str:
+    """Return the key in a file, or the beginning of what is none; raises as files do."""
+    with file.open(encoding="utf-8") as opened:
+        return opened.read(_LONGEST_KEY).strip()
 
 
 def _checked(key: str | None) -> str | None:

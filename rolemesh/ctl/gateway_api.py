@@ -1,23 +1,27 @@
-"""One call of the gateway's operator API: JSON over HTTP, by TCP, TLS or a control socket."""
+"""One call of an operator API: JSON over HTTP, by TCP, TLS or a control socket."""
 
 import errno
 import http.client
 import json
 import socket
 import ssl
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode, urlsplit
 
 from rolemesh import __version__
 from rolemesh.ctl.gateway_address import GatewayAddress
-from rolemesh.ctl.outcomes import Failed, NotReachable, NotThere
+from rolemesh.ctl.outcomes import BadUsage, Failed, NotReachable, NotThere
 
 PREFIX: Final = "/v1/rolemesh/"
 TIMEOUT_S: Final = 30.0
+LINES_TYPE: Final = "application/x-ndjson"
 MAX_REPLY_BYTES: Final = 64 * 1024 * 1024
+
+_OF_GATEWAYS: Final = ("status",)
+"""A path that every gateway has."""
 
 
 class ApiError(Failed):
@@ -48,15 +52,30 @@ class _SocketConnection(http.client.HTTPConnection):
 
 
 class GatewayApi:
-    """The operator API of the gateway at `address`; every call may raise a CtlError."""
+    """The operator API of the gateway at `address`; every call may raise a CtlError.
 
-    def __init__(self, address: GatewayAddress, *, timeout_s: float = TIMEOUT_S) -> None:
+    The parts of a path need no quoting. `prefix` is what all paths begin with.
+    """
+
+    def __init__(
+        self, address: GatewayAddress, *, timeout_s: float = TIMEOUT_S, prefix: str = PREFIX
+    ) -> None:
         self._address = address
         self._timeout_s = timeout_s
+        self._prefix = prefix
 
     def get(self, *path: str, has: str, **query: str | None) -> dict[str, Any]:
-        """Return what stands at `path`, whose parts need no quoting: an object with a list `has`."""
-        reply = self._call("GET", path, query)
+        """Return what stands at `path`: an object with a list `has`."""
+        try:
+            reply = self._call("GET", path, query)
+        except NotThere as error:
+            if path != _OF_GATEWAYS:
+                raise
+            msg = (
+                f"{self._address} is a node's agent, or a gateway of another version: name the "
+                "gateway, whose port is 8000 unless somebody changed it"
+            )
+            raise Failed(msg) from error
         if not isinstance(reply.get(has), list):
             msg = (
                 f"{self._address} answers without {has}: is it a RoleMesh gateway of this version?"
@@ -64,27 +83,54 @@ class GatewayApi:
             raise Failed(msg)
         return reply
 
-    def post(self, *path: str) -> dict[str, Any]:
+    def post(self, *path: str, body: Any = None, **query: str | None) -> dict[str, Any]:
         """Have something done."""
-        return self._call("POST", path, {})
+        return self._call("POST", path, query, body)
 
     def delete(self, *path: str) -> dict[str, Any]:
         """End or remove something."""
         return self._call("DELETE", path, {})
 
-    def _call(
-        self, method: str, path: tuple[str, ...], query: Mapping[str, str | None]
-    ) -> dict[str, Any]:
-        target = PREFIX + "/".join(quote(part, safe="") for part in path)
-        given = {name: value for name, value in query.items() if value is not None}
-        if given:
-            target += "?" + urlencode(given)
-        status, body = self._exchange(method, target)
-        return self._result(status, body)
+    def lines(self, *path: str, body: Any, **query: str | None) -> Iterator[dict[str, Any]]:
+        """Have something done that takes a while; yields what is said on the way.
 
-    def _exchange(self, method: str, target: str) -> tuple[int, bytes]:
+        An answer that is no stream is the one thing said.
+        """
+        connection, target = self._found(self._target(path, query))
+        with self._asking(connection, "POST", target, body, accept=LINES_TYPE) as reply:
+            if reply.headers.get_content_type() != LINES_TYPE:
+                yield self._result(reply.status, reply.read(MAX_REPLY_BYTES))
+                return
+            for line in reply:
+                tree = self._result(reply.status, line)
+                if isinstance(error := tree.get("error"), dict):
+                    raise _refusal(error.get("status", 0), error, self._address)
+                yield tree
+
+    def _call(
+        self,
+        method: str,
+        path: tuple[str, ...],
+        query: Mapping[str, str | None],
+        body: Any = None,
+    ) -> dict[str, Any]:
+        connection, target = self._found(self._target(path, query))
+        with self._asking(connection, method, target, body, accept="application/json") as reply:
+            status, said = reply.status, reply.read(MAX_REPLY_BYTES)
+        return self._result(status, said)
+
+    def _target(self, path: tuple[str, ...], query: Mapping[str, str | None]) -> str:
+        if not all(path):
+            msg = "a name may not be empty"
+            raise BadUsage(msg)
+        target = self._prefix + "/".join(quote(part, safe="") for part in path)
+        given = {name: value for name, value in query.items() if value is not None}
+        return f"{target}?{urlencode(given)}" if given else target
+
+    def _found(self, target: str) -> tuple[http.client.HTTPConnection, str]:
+        """Return the connection to ask by, and the target as it is asked for there."""
         if self._address.url:
-            return self._ask(self._by_url(), urlsplit(self._address.url).path + target, method)
+            return self._by_url(), urlsplit(self._address.url).path + target
         refusals: list[OSError] = []
         for path in self._address.sockets:
             connection = _SocketConnection(path, self._timeout_s)
@@ -93,16 +139,12 @@ class GatewayApi:
             except OSError as error:
                 refusals.append(error)
                 continue
-            return self._ask(connection, target, method)
+            return connection, target
         raise _no_socket(self._address.sockets, refusals)
 
     def _by_url(self) -> http.client.HTTPConnection:
         parts = urlsplit(self._address.url)
-        try:
-            host, port = parts.hostname or "", parts.port
-        except ValueError as error:
-            msg = f"{self._address.url} is not the URL of a gateway: {error}"
-            raise NotReachable(msg) from error
+        host, port = parts.hostname or "", parts.port
         if parts.scheme == "http":
             return http.client.HTTPConnection(host, port, timeout=self._timeout_s)
         try:
@@ -112,17 +154,24 @@ class GatewayApi:
             raise NotReachable(msg) from error
         return http.client.HTTPSConnection(host, port, timeout=self._timeout_s, context=context)
 
-    def _ask(
-        self, connection: http.client.HTTPConnection, target: str, method: str
-    ) -> tuple[int, bytes]:
-        fields = {"Accept": "application/json", "User-Agent": f"rolemeshctl/{__version__}"}
+    @contextmanager
+    def _asking(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        target: str,
+        body: Any,
+        *,
+        accept: str,
+    ) -> Iterator[http.client.HTTPResponse]:
+        fields = {"Accept": accept, "User-Agent": f"rolemeshctl/{__version__}"}
         if self._address.key is not None:
             fields["Authorization"] = f"Bearer {self._address.key}"
+        data = None if body is None else json.dumps(body).encode()
         try:
             with closing(connection):
-                connection.request(method, target, headers=fields)
-                reply = connection.getresponse()
-                return reply.status, reply.read(MAX_REPLY_BYTES)
+                connection.request(method, target, body=data, headers=fields)
+                yield connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             raise _unreachable(self._address, error) from error
 
@@ -175,7 +224,7 @@ def _unreachable(address: GatewayAddress, error: Exception) -> NotReachable:
     why = str(getattr(error, "strerror", None) or error) or type(error).__name__
     if isinstance(error, TimeoutError):
         why = "it did not answer in time"
-    remedy = "is the gateway running, and is that its address?"
+    remedy = "is it running, and is that its address?"
     if "certificate" in why.lower():
         remedy = "name the authority that signed its certificate with --ca-file"
     return NotReachable(f"{address} cannot be reached: {why}; {remedy}")

@@ -7,7 +7,6 @@ the gateway refuses it.
 import argparse
 import dataclasses
 import hashlib
-import os
 import re
 import secrets
 from collections.abc import Callable
@@ -15,10 +14,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from rolemesh.config import tree
-from rolemesh.config.dropins import ConfigSource, read_fragments
-from rolemesh.config.merge import SHAPES, merge
-from rolemesh.config.tree import Node
-from rolemesh.ctl import key_files, key_list, output
+from rolemesh.config.dropins import ConfigSource
+from rolemesh.config.load import load_gateway
+from rolemesh.ctl import key_files, key_list, output, own_files
+from rolemesh.ctl.changes import guarded, loaded_with, merged, require_writable
 from rolemesh.ctl.gateway_address import (
     GatewayAddress,
     add_gateway_options,
@@ -27,10 +26,16 @@ from rolemesh.ctl.gateway_address import (
 )
 from rolemesh.ctl.gateway_api import ApiError, GatewayApi
 from rolemesh.ctl.key_files import KeyEntry, Kind
-from rolemesh.ctl.key_staging import problems_with
-from rolemesh.ctl.outcomes import EXIT_OK, BadConfig, BadUsage, Failed, NotReachable, NotThere
+from rolemesh.ctl.outcomes import (
+    EXIT_OK,
+    BadConfig,
+    BadUsage,
+    CtlError,
+    Failed,
+    NotReachable,
+    NotThere,
+)
 from rolemesh.ctl.reload import put_problems
-from rolemesh.errors import Problem
 
 DESCRIPTION: Final = (
     "Add, list, limit and revoke keys. Each key is a file of its own that holds only its SHA-256,\n"
@@ -48,6 +53,9 @@ EXAMPLES: Final = (
 PERSISTENT: Final = Path("/etc/rolemesh/gateway.d")
 RUNTIME: Final = Path("/run/rolemesh/gateway.d")
 KEY_BYTES: Final = 32
+
+Undo = Callable[[], None]
+"""Takes back what was written."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LIFTED: Final = "none"
@@ -156,26 +164,49 @@ def _limits(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _add_key(args: argparse.Namespace, source: ConfigSource) -> int:
-    key = f"rm-{secrets.token_urlsafe(KEY_BYTES)}"
-    digest = hashlib.sha256(key.encode()).hexdigest()
+    key, digest = new_key()
     entry = KeyEntry(kind=_kind(args), name=args.name, key_sha256=digest, **_limits(args))
     file = _directory(args) / entry.file_name
     if args.print_only:
         _put_added(args, key, entry, file)
         return EXIT_OK
     if args.runtime:
-        _guarded(file, lambda: key_files.make_directory(file.parent))
-    _require_writable(file.parent)
-    taken = tree.find(_merged(source), entry.path)
-    if taken is not None:
-        msg = f"there is a key {args.name!r} already, at {taken.origin}: choose another name"
-        raise Failed(msg)
-    _refuse_if_bad(source, file, key_files.render(entry))
-    _guarded(file, lambda: key_files.write(file, key_files.render(entry), is_new=True))
-    in_force = _reload(args, undo=lambda: key_files.remove(file))
+        guarded(file, lambda: key_files.make_directory(file.parent))
+    in_force = put_in_force(source, entry, file, _gateway(args))
     _put_added(args, key, entry, file)
     output.note(f"{args.name}: {file}; {in_force}")
     return EXIT_OK
+
+
+def new_key() -> tuple[str, str]:
+    """Return a key that nobody else has, and its digest in hexadecimal."""
+    key = f"rm-{secrets.token_urlsafe(KEY_BYTES)}"
+    return key, hashlib.sha256(key.encode()).hexdigest()
+
+
+def put_in_force(
+    source: ConfigSource, entry: KeyEntry, file: Path, gateway: GatewayAddress | None
+) -> str:
+    """Write a new key's file and have the gateway reload; returns what is to be said of it.
+
+    Names the nodes that it shuts out. Raises a CtlError when nothing was changed.
+    """
+    require_writable(file.parent, "gateway")
+    taken = tree.find(merged(source), entry.path)
+    if taken is not None:
+        msg = f"there is a key {entry.name!r} already, at {taken.origin}: choose another name"
+        raise Failed(msg)
+    settings = loaded_with(source, file, key_files.render(entry), load_gateway).settings
+    is_first = entry.kind == "node" and len(settings.auth.nodes) == 1
+    keyless = [name for name in _live_nodes(gateway) if name != entry.name] if is_first else []
+    guarded(file, lambda: key_files.write(file, key_files.render(entry), is_new=True))
+    in_force = reload_gateway(gateway, lambda: own_files.remove(file))
+    if keyless:
+        output.note(
+            f"warning: {' and '.join(keyless)} registered without a key, and is refused from now "
+            "on: have it join, too (`rolemeshctl gateway invite`, then `node join` there)"
+        )
+    return in_force
 
 
 def _put_added(args: argparse.Namespace, key: str, entry: KeyEntry, file: Path) -> None:
@@ -193,13 +224,14 @@ def _limit_key(args: argparse.Namespace, source: ConfigSource) -> int:
     if not limits:
         msg = "say what to change: --roles, --priority, --max-concurrent and the like"
         raise BadUsage(msg)
+    gateway = _gateway(args)
     file, old = _own(args, source)
     limits["admin"] = bool(limits.get("admin", old.admin))
     new = dataclasses.replace(old, **limits)
-    _refuse_if_bad(source, file, key_files.render(new))
-    _guarded(file, lambda: key_files.write(file, key_files.render(new), is_new=False))
-    in_force = _reload(
-        args, undo=lambda: key_files.write(file, key_files.render(old), is_new=False)
+    _ = loaded_with(source, file, key_files.render(new), load_gateway)
+    guarded(file, lambda: key_files.write(file, key_files.render(new), is_new=False))
+    in_force = reload_gateway(
+        gateway, lambda: key_files.write(file, key_files.render(old), is_new=False)
     )
     if args.json:
         output.put_json({"name": new.name, "file": str(file), **new.limits()})
@@ -209,10 +241,13 @@ def _limit_key(args: argparse.Namespace, source: ConfigSource) -> int:
 
 
 def _revoke_key(args: argparse.Namespace, source: ConfigSource) -> int:
+    gateway = _gateway(args)
     file, old = _own(args, source)
-    _refuse_if_bad(source, file, None)
-    _guarded(file, lambda: key_files.remove(file))
-    in_force = _reload(args, undo=lambda: key_files.write(file, key_files.render(old), is_new=True))
+    _ = loaded_with(source, file, None, load_gateway)
+    guarded(file, lambda: own_files.remove(file))
+    in_force = reload_gateway(
+        gateway, lambda: key_files.write(file, key_files.render(old), is_new=True)
+    )
     if args.json:
         output.put_json({"name": old.name, "file": str(file)})
     else:
@@ -226,70 +261,50 @@ def _revoke_key(args: argparse.Namespace, source: ConfigSource) -> int:
 def _own(args: argparse.Namespace, source: ConfigSource) -> tuple[Path, KeyEntry]:
     """Return the file of a key that we wrote, wherever it was written to."""
     entry = KeyEntry(kind=_kind(args), name=args.name, key_sha256="")
-    node = tree.find(_merged(source), entry.path)
+    node = tree.find(merged(source), entry.path)
     if node is None:
         directory = _directory(args)
-        _require_writable(directory)
+        require_writable(directory, "gateway")
         msg = f"there is no {entry.kind} key {args.name!r} in {directory} or beside it"
         raise NotThere(msg)
     file = Path(node.origin.source)
     if file.name != entry.file_name:
         msg = f"{args.name} stands at {node.origin}, which rolemeshctl did not write: edit it there"
         raise Failed(msg)
-    _require_writable(file.parent)
+    require_writable(file.parent, "gateway")
     return file, key_files.read_own(file, entry.kind, args.name)
-
-
-def _merged(source: ConfigSource) -> Node:
-    reading = read_fragments(source)
-    problems = [found.problem() for found in reading.findings if not found.is_warning]
-    _refuse(tuple(problems))
-    return merge(reading.fragments, SHAPES["gateway"]).root
-
-
-def _require_writable(directory: Path) -> None:
-    if os.access(directory, os.R_OK | os.W_OK | os.X_OK):
-        return
-    try:
-        directory.stat()
-    except FileNotFoundError as error:
-        msg = f"there is no directory {directory}: is rolemesh-gateway installed on this host?"
-        raise Failed(msg) from error
-    except OSError:
-        pass  # it may be there
-    msg = f"you may not change {directory}: use sudo, or --directory"
-    raise Failed(msg)
-
-
-def _guarded(file: Path, change: Callable[[], None]) -> None:
-    try:
-        change()
-    except OSError as error:
-        msg = f"{file} cannot be written: {error.strerror}; use sudo, or --directory"
-        raise Failed(msg) from error
-
-
-def _refuse_if_bad(source: ConfigSource, file: Path, text: str | None) -> None:
-    _refuse(problems_with(source, file, text))
-
-
-def _refuse(problems: tuple[Problem, ...]) -> None:
-    if problems:
-        put_problems(problems)
-        msg = "the configuration would be refused: nothing was changed"
-        raise BadConfig(msg)
 
 
 # -- the gateway -------------------------------------------------------------------------------
 
 
-def _reload(args: argparse.Namespace, *, undo: Callable[[], None]) -> str:
-    """Have the gateway read what was written; returns what is to be said of it."""
+def _gateway(args: argparse.Namespace) -> GatewayAddress | None:
+    """Return the gateway that reads what is written, None where it is not known."""
     if args.directory is not None and not args.url:
-        return "in force once the gateway that reads it reloads (SIGHUP)"
-    address = find_gateway(args) if args.url else GatewayAddress(sockets=control_sockets())
+        return None
+    return find_gateway(args) if args.url else GatewayAddress(sockets=control_sockets())
+
+
+def _live_nodes(gateway: GatewayAddress | None) -> tuple[str, ...]:
+    """Return the nodes that report to the gateway, none where it cannot be asked."""
+    if gateway is None:
+        return ()
     try:
-        GatewayApi(address).post("reload")
+        nodes = GatewayApi(gateway).get("status", has="nodes")["nodes"]
+    except CtlError:
+        return ()
+    return tuple(str(node.get("node_id")) for node in nodes if node.get("state") == "live")
+
+
+def reload_gateway(gateway: GatewayAddress | None, undo: Undo) -> str:
+    """Have the gateway read what was written; returns what is to be said of it.
+
+    Raises BadConfig when it refuses, after `undo`.
+    """
+    if gateway is None:
+        return "in force once the gateway that reads it reloads (SIGHUP)"
+    try:
+        GatewayApi(gateway).post("reload")
     except NotReachable as error:
         return f"not in force yet ({error}), then `systemctl reload rolemesh-gateway`"
     except ApiError as refusal:

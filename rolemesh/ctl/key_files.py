@@ -4,25 +4,19 @@ A file holds the digest of one key, never the key. It is ours as long as it hold
 would be written for what it says; one that somebody edited, or made, is left alone.
 """
 
-import contextlib
-import grp
 import json
-import os
-import secrets
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from rolemesh.config import tree
 from rolemesh.config.yamlread import YamlError, read_yaml
+from rolemesh.ctl import own_files
 from rolemesh.ctl.outcomes import Failed
 
 Kind = Literal["client", "node"]
 
 GROUP: Final = "_rolemesh-gateway"
-FILE_MODE: Final = 0o640
-DIRECTORY_MODE: Final = 0o750
 
 _SECTIONS: Final[dict[Kind, str]] = {"client": "clients", "node": "nodes"}
 _PREFIXES: Final[dict[Kind, str]] = {"client": "key-", "node": "node-key-"}
@@ -101,58 +95,9 @@ def read_own(file: Path, kind: Kind, name: str) -> KeyEntry:
 
 def write(file: Path, text: str, *, is_new: bool) -> None:
     """Put `text` in place at once and for good; an existing file is never replaced as a new one."""
-    with _written_beside(file, text) as temporary:
-        try:
-            if is_new:
-                file.hardlink_to(temporary)
-            else:
-                temporary.rename(file)
-        except FileExistsError as error:
-            msg = f"{file} exists already: choose another name, or remove that file"
-            raise Failed(msg) from error
-        _sync_directory(file.parent)
-
-
-def remove(file: Path) -> None:
-    """Remove a file for good."""
-    file.unlink()
-    _sync_directory(file.parent)
+    own_files.write(file, text, group=GROUP, is_new=is_new)
 
 
 def make_directory(directory: Path) -> None:
     """Make a drop-in directory that only root and the gateway can read, unless it is there."""
-    directory.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        directory.mkdir(mode=DIRECTORY_MODE)
-        _give_to_group(directory)
-
-
-@contextlib.contextmanager
-def _written_beside(file: Path, text: str) -> Iterator[Path]:
-    # A name that begins with a dot is not read as configuration.
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
-            opened.write(text)
-            os.fchmod(opened.fileno(), FILE_MODE)
-            _give_to_group(temporary)
-            opened.flush()
-            os.fsync(opened.fileno())
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _give_to_group(path: Path) -> None:
-    """Let the gateway read it, where that has a group of its own and we may."""
-    with contextlib.suppress(KeyError, PermissionError):
-        os.chown(path, -1, grp.getgrnam(GROUP).gr_gid)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    own_files.make_directory(directory, group=GROUP)

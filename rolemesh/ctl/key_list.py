@@ -62,7 +62,7 @@ def _row(key: Mapping[str, Any]) -> tuple[object, ...]:
 
 def _in_files(source: ConfigSource) -> Iterator[dict[str, Any]]:
     try:
-        loaded = load_gateway(source, daemon_environment("gateway"))
+        loaded = load_gateway(source, daemon_environment(source))
     except ConfigError as error:
         put_problems(error.problems)
         msg = "the configuration is refused"

@@ -12,7 +12,7 @@ from typing import Final
 
 from rolemesh import __version__
 from rolemesh.ctl import output
-from rolemesh.ctl.outcomes import EXIT_INTERRUPTED, EXIT_USAGE, CtlError
+from rolemesh.ctl.outcomes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, CtlError
 from rolemesh.ctl.verbs import HIDDEN, VERBS, load_verb
 
 PROGRAM: Final = "rolemeshctl"
@@ -25,16 +25,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `rolemeshctl`; returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(words)
+        code = _run(words)
+        sys.stdout.flush()
     except CtlError as error:
         output.complain(str(error))
         return error.exit_code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Who read our output has seen enough. Python would complain while it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_stdout()  # who read it has seen enough
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        output.complain(str(error))
+        _give_up_stdout()
+        return EXIT_FAILED
+    return code
+
+
+def _give_up_stdout() -> None:
+    # Python would complain while it closes it.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(words: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""`rolemeshctl nodes`: every node with its models, instances and GPUs."""
+"""`rolemeshctl nodes`: every node with its models, instances, GPUs and host."""
 
 import argparse
 from collections.abc import Iterable, Mapping
@@ -7,11 +7,16 @@ from typing import Any, Final
 from rolemesh.ctl import output
 from rolemesh.ctl.gateway_address import add_gateway_options, find_gateway
 from rolemesh.ctl.gateway_api import GatewayApi
+from rolemesh.ctl.node_gpus import HEAD as GPU_HEAD
+from rolemesh.ctl.node_gpus import gpu_problems, gpu_row
 from rolemesh.ctl.outcomes import EXIT_OK
 from rolemesh.ctl.output import Cell
 from rolemesh.ctl.status import put_nodes
 
-DESCRIPTION: Final = "Show every node: its models, instances and GPUs."
+DESCRIPTION: Final = "Show every node: its models, instances, GPUs and host."
+HASH_SHOWN: Final = 8
+"""How much of the hash of a llama-server's arguments is shown: enough to tell two apart."""
+
 EXAMPLES: Final = (
     "rolemeshctl nodes",
     "rolemeshctl nodes --json | jq -r '.nodes[] | select(.state != \"live\").node_id'",
@@ -38,15 +43,20 @@ def run(args: argparse.Namespace) -> int:
         (_model_row(node, model) for node in nodes for model in node.get("models", [])),
     )
     _put_part(
-        ("NODE", "INSTANCE", "STATE", "MODEL", "REASON"),
+        ("NODE", "INSTANCE", "STATE", "MODEL", "PINNED", "ARGS", "BUILD", "VERSION", "REASON"),
         (_instance_row(node, each) for node in nodes for each in node.get("instances", [])),
     )
     _put_part(
-        ("NODE", "GPU", "NAME", "MEMORY", "USED", "BUSY"),
-        (_gpu_row(node, gpu) for node in nodes for gpu in node.get("gpus", [])),
+        ("NODE", *GPU_HEAD),
+        ((node["node_id"], *gpu_row(node, gpu)) for node in nodes for gpu in node.get("gpus", [])),
+    )
+    _put_part(
+        ("NODE", "HOST", "CPUS", "MEMORY", "AVAILABLE", "DRIVER"),
+        (_host_row(node, node["host"]) for node in nodes if node.get("host", {}).get("cpus")),
     )
     for node in nodes:
-        for problem in node.get("host", {}).get("problems", []):
+        missing = node.get("host", {}).get("missing", [])
+        for problem in dict.fromkeys((*gpu_problems(node), *map(str, missing))):
             output.note(f"{node['node_id']}: {problem}")
     return EXIT_OK
 
@@ -73,22 +83,32 @@ def _model_row(node: Mapping[str, Any], model: Mapping[str, Any]) -> tuple[objec
 
 
 def _instance_row(node: Mapping[str, Any], each: Mapping[str, Any]) -> tuple[object, ...]:
+    state = str(each.get("state"))
     return (
         node["node_id"],
         each.get("instance"),
-        each.get("state"),
+        f"{state}, drained" if each.get("drained") else state,
         each.get("model_id"),
-        each.get("reason"),
+        "yes" if each.get("pinned") else None,
+        str(each.get("args_hash") or "")[:HASH_SHOWN],
+        each.get("build"),
+        each.get("version"),
+        each.get("reason") or _last_failure(each),
     )
 
 
-def _gpu_row(node: Mapping[str, Any], gpu: Mapping[str, Any]) -> tuple[object, ...]:
-    total, used = gpu.get("memory_total_mib"), gpu.get("memory_used_mib")
+def _last_failure(instance: Mapping[str, Any]) -> str:
+    """Say why an instance failed last that serves again."""
+    failure = instance.get("last_failure")
+    return f"{failure} ({instance.get('last_failure_at')})" if failure else ""
+
+
+def _host_row(node: Mapping[str, Any], host: Mapping[str, Any]) -> tuple[object, ...]:
     return (
         node["node_id"],
-        gpu.get("gpu"),
-        gpu.get("name"),
-        None if total is None else f"{total} MiB",
-        None if used is None else f"{used} MiB",
-        None if gpu.get("utilisation") is None else f"{gpu['utilisation']} %",
+        host.get("hostname"),
+        host.get("cpus"),
+        output.memory(host.get("memory_total_mib")),
+        output.memory(host.get("memory_available_mib")),
+        host.get("nvidia_driver"),
     )

@@ -3,8 +3,8 @@
 CtlError
 ├── Failed          1   refused or failed
 ├── BadUsage        2   the options or arguments make no sense
-├── NotReachable    3   there is no gateway where it was looked for, or it may not be spoken to
-├── NotThere        4   no such alias, node, request or key
+├── NotReachable    3   there is no daemon where it was looked for, or it may not be spoken to
+├── NotThere        4   no such alias, node, model, instance, request or key
 └── BadConfig      78   the configuration is refused
 
 An error's text is one line that ends with the remedy; `main` alone prints it.
@@ -40,7 +40,7 @@ class BadUsage(CtlError):
 
 
 class NotReachable(CtlError):
-    """No gateway answers, or none may be spoken to."""
+    """No daemon answers, or none may be spoken to."""
 
     exit_code = EXIT_NOT_REACHABLE
 

@@ -118,11 +118,18 @@ def duration(seconds: float | None) -> str:
     return " ".join(parts[:2])
 
 
+def memory(mib: int | None) -> str:
+    """Return an amount of memory as people read it: `9.1 GiB`, `640 MiB`."""
+    if mib is None:
+        return "-"
+    return f"{mib / 1024:.1f} GiB" if mib >= 1024 else f"{mib} MiB"
+
+
 class Progress:
     """One line on a terminal that says what is waited for; it goes when the waiting ends."""
 
     def __init__(self) -> None:
-        self._shows = sys.stderr.isatty()
+        self.is_shown = sys.stderr.isatty()
         self._has_line = False
 
     def __enter__(self) -> Self:
@@ -131,7 +138,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Show `text` in place of what stood there."""
-        if self._shows:
+        if self.is_shown:
             sys.stderr.write(f"\r\033[K{clean(text)}")
             sys.stderr.flush()
             self._has_line = True

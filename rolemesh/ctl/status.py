@@ -49,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
 def _put_gateway(status: Mapping[str, Any]) -> None:
     aliases, requests = status.get("aliases", {}), status.get("requests", {})
     if status.get("ready"):
-        ready = output.coloured("yes", "green") + f" ({status.get('default_model')})"
+        ready = (
+            output.coloured("yes", "green") + f" ({output.clean(str(status.get('default_model')))})"
+        )
     else:
         ready = output.coloured("no", "yellow") + f": {output.clean(str(status.get('reason')))}"
     output.put(
@@ -57,7 +59,7 @@ def _put_gateway(status: Mapping[str, Any]) -> None:
         f"up {output.duration(status.get('uptime_s'))}, "
         f"configuration {status.get('config_generation')}"
     )
-    output.put(f"  listening  {', '.join(status.get('listening', []))}")
+    output.put(output.clean(f"  listening  {', '.join(status.get('listening', []))}"))
     output.put(f"  ready      {ready}")
     output.put(f"  aliases    {aliases.get('usable')} of {aliases.get('total')} usable")
     output.put(f"  requests   {requests.get('running')} running, {requests.get('queued')} waiting")
@@ -66,7 +68,7 @@ def _put_gateway(status: Mapping[str, Any]) -> None:
 def put_nodes(nodes: list[Mapping[str, Any]]) -> None:
     """Write a line for each node."""
     output.put_table(
-        ("NODE", "STATE", "HEARD", "MODELS", "RUNNING", "ADDRESS", "REASON"),
+        ("NODE", "STATE", "HEARD", "MODELS", "RUNNING", "ADDRESS", "VERSION", "REASON"),
         (
             (
                 node["node_id"],
@@ -75,6 +77,7 @@ def put_nodes(nodes: list[Mapping[str, Any]]) -> None:
                 _usable_models(node),
                 sum(model.get("in_flight") or 0 for model in node.get("models", [])),
                 node.get("base_url"),
+                node.get("version"),
                 node.get("reason"),
             )
             for node in nodes

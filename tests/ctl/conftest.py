@@ -1,6 +1,7 @@
 """rolemeshctl run inside the test, against an operator API that the test speaks for."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,3 +62,34 @@ def ctl(capsys: pytest.CaptureFixture[str]) -> Ctl:
 def ask(ctl: Ctl, gateway: OperatorApi) -> Ctl:
     """Run rolemeshctl with these words and the gateway's address."""
     return lambda *words: ctl(*words, "--url", gateway.url)
+
+
+class Host:
+    """A user's runtime directory, with the sockets of daemons in it."""
+
+    def __init__(self, directory: Path, stack: ExitStack) -> None:
+        self.directory = directory
+        self._stack = stack
+
+    def socket(self, program: str) -> Path:
+        path = self.directory / "rolemesh" / program / "control.sock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def agent(self, program: str, description: Any) -> OperatorApi:
+        api = self._stack.enter_context(operator_api(self.socket(program)))
+        api.replies["GET /v1/node"] = description
+        return api
+
+    def gateway(self, *nodes: Any) -> OperatorApi:
+        api = self._stack.enter_context(operator_api(self.socket("gateway")))
+        api.replies["GET status"] = {"nodes": list(nodes)}
+        return api
+
+
+@pytest.fixture
+def host(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    """Return a host on which this user may run daemons."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_path))
+    with ExitStack() as stack:
+        yield Host(short_path, stack)

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from rolemesh.config.dropins import ConfigSource
 from rolemesh.ctl.config import daemon_environment
 from tests.ctl.conftest import Ctl
 
@@ -51,12 +52,18 @@ def test_a_nodes_configuration_is_checked_with_its_model_files(ctl: Ctl, tmp_pat
 
 
 def test_credentials_are_looked_for_where_systemd_keeps_them(tmp_path: Path) -> None:
-    assert daemon_environment("gateway", {"A": "b"}, tmp_path) == {"A": "b"}
+    gateway = ConfigSource(program="gateway")
+    assert daemon_environment(gateway, {"A": "b"}, tmp_path) == {"A": "b"}
     own = tmp_path / "rolemesh-gateway.service"
     own.mkdir()
-    assert daemon_environment("gateway", {}, tmp_path) == {"CREDENTIALS_DIRECTORY": str(own)}
+    assert daemon_environment(gateway, {}, tmp_path) == {"CREDENTIALS_DIRECTORY": str(own)}
     given = {"CREDENTIALS_DIRECTORY": "/x"}
-    assert daemon_environment("gateway", given, tmp_path) == given
+    assert daemon_environment(gateway, given, tmp_path) == given
+    left = ConfigSource(program="node", config_dir=Path("/etc/rolemesh/node-left.d"))
+    assert daemon_environment(left, {}, tmp_path) == {}
+    named = tmp_path / "rolemesh-node-agent@left.service"
+    named.mkdir()
+    assert daemon_environment(left, {}, tmp_path) == {"CREDENTIALS_DIRECTORY": str(named)}
 
 
 def test_the_verb_needs_a_verb(ctl: Ctl) -> None:

@@ -98,3 +98,23 @@ def test_what_makes_no_sense_is_refused_without_showing_the_key(tmp_path: Path) 
         found("--url", "http://h", "--key-file", str(tmp_path / "gone"))
     assert issubclass(BadUsage, CtlError)
     assert "secret" not in repr(GatewayAddress(url="http://h", key="secret"))
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1", "http://a b/", "http://h/é", "http://h:x", "http://h:99999", "http://"]
+)
+def test_a_url_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(BadUsage, match="is not the URL of a gateway"):
+        found("--url", url)
+
+
+def test_a_file_of_a_user_that_is_not_known_is_refused(home: Path) -> None:
+    for key in ("key_file", "ca_file"):
+        (home / "rolemesh" / "ctl.yaml").write_text(f"url: http://h\n{key}: ~nobody-here/x\n")
+        with pytest.raises(BadUsage, match="~nobody-here/x"):
+            found(XDG_CONFIG_HOME=str(home))
+
+
+def test_a_key_file_without_end_is_refused() -> None:
+    with pytest.raises(BadUsage, match="the key is not one line"):
+        found("--url", "http://h", "--key-file", "/dev/zero")

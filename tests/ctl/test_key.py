@@ -82,6 +82,22 @@ def test_a_nodes_key_stands_among_the_nodes(key: Ctl, folder: Path) -> None:
     assert settings(folder).auth.nodes == ()
 
 
+def test_who_registered_without_a_key_is_named_by_the_first_key_of_a_node(
+    key: Ctl, gateway: OperatorApi
+) -> None:
+    gateway.replies["GET status"] = {"nodes": [{"node_id": "demo", "state": "live"}]}
+    assert "without a key" not in key("add", "ci").err
+    assert "warning: demo registered without a key" in key("add", "gpubox", "--node").err
+
+
+def test_an_address_that_is_none_changes_nothing(ctl: Ctl, folder: Path) -> None:
+    words = ("--directory", folder, "--url", "gw")
+    assert untouched(folder, ctl("key", "add", "ci", *words), 2)
+    assert ctl("key", "add", "ci", "--directory", folder).status == 0
+    assert ctl("key", "revoke", "ci", *words).status == 2
+    assert (folder / "key-ci.yaml").exists()
+
+
 def test_a_name_that_is_taken_is_refused_with_its_place(key: Ctl, folder: Path) -> None:
     done = key("add", "boss")
     assert untouched(folder, done, 1)

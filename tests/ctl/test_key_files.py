@@ -1,4 +1,3 @@
-import stat
 from pathlib import Path
 
 import pytest
@@ -67,26 +66,3 @@ def test_clients_and_nodes_of_one_name_have_two_files() -> None:
     node = KeyEntry(kind="node", name="x", key_sha256=DIGEST)
     client = KeyEntry(kind="client", name="x", key_sha256=DIGEST)
     assert {node.file_name, client.file_name} == {"node-key-x.yaml", "key-x.yaml"}
-
-
-def test_files_are_written_whole_for_nobody_else_and_never_over_another(tmp_path: Path) -> None:
-    file = tmp_path / "key-x.yaml"
-    key_files.write(file, "one\n", is_new=True)
-    assert stat.S_IMODE(file.stat().st_mode) == 0o640
-    with pytest.raises(Failed, match="exists already"):
-        key_files.write(file, "two\n", is_new=True)
-    assert file.read_text() == "one\n"
-    key_files.write(file, "three\n", is_new=False)
-    assert file.read_text() == "three\n"
-    assert list(tmp_path.iterdir()) == [file]
-    key_files.remove(file)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_directory_is_made_once_and_closed_to_others(tmp_path: Path) -> None:
-    directory = tmp_path / "rolemesh" / "gateway.d"
-    key_files.make_directory(directory)
-    assert stat.S_IMODE(directory.stat().st_mode) == 0o750
-    directory.chmod(0o700)
-    key_files.make_directory(directory)
-    assert stat.S_IMODE(directory.stat().st_mode) == 0o700

@@ -85,3 +85,22 @@ def test_asking_a_gateway_imports_nothing_slow(gateway: OperatorApi) -> None:
         check=True,
     )
     assert SLOW_TO_IMPORT & set(done.stderr.split()) == set()
+
+
+def test_what_cannot_be_written_is_said(gateway: OperatorApi) -> None:
+    gateway.replies["GET aliases"] = {"aliases": []}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "rolemesh.ctl.main", "aliases", "--json", "--url", gateway.url],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == b"rolemeshctl: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize("words", [("explain", ""), ("cancel", "")])
+def test_an_empty_name_is_a_mistake(ctl: Ctl, gateway: OperatorApi, words: tuple[str, ...]) -> None:
+    done = ctl(*words, "--url", gateway.url)
+    assert (done.status, done.err) == (2, "rolemeshctl: a name may not be empty\n")

@@ -59,9 +59,9 @@ def test_people_see_one_screen(ask: Ctl, gateway: OperatorApi) -> None:
         "  aliases    2 of 3 usable",
         "  requests   3 running, 1 waiting",
         "",
-        "NODE    STATE  HEARD      MODELS  RUNNING  ADDRESS               REASON",
-        "gpubox  live   2.5 s ago  1/2           3  http://10.0.0.7:8100  -",
-        "old     lost   never      0/0           0  http://10.0.0.8:8100  silent for 47 s",
+        "NODE    STATE  HEARD      MODELS  RUNNING  ADDRESS               VERSION  REASON",
+        "gpubox  live   2.5 s ago  1/2           3  http://10.0.0.7:8100    0.1.0  -",
+        "old     lost   never      0/0           0  http://10.0.0.8:8100        -  silent for 47 s",
         "problem: the registry cannot be saved: disk full",
     ]
 

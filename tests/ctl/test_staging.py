@@ -3,7 +3,17 @@ from pathlib import Path
 import pytest
 
 from rolemesh.config.dropins import ConfigSource
-from rolemesh.ctl.key_staging import problems_with
+from rolemesh.config.load import load_gateway, load_node
+from rolemesh.ctl.staging import judge
+from rolemesh.errors import ConfigError, Problem
+
+
+def problems_with(source: ConfigSource, file: Path, text: str | None) -> tuple[Problem, ...]:
+    try:
+        judge(source, file, text, load_gateway)
+    except ConfigError as error:
+        return error.problems
+    return ()
 
 
 @pytest.fixture
@@ -52,3 +62,10 @@ def test_one_directory_of_ones_own_is_judged_too(roots: tuple[Path, ...]) -> Non
     source = ConfigSource(program="gateway", config_dir=folder)
     assert problems_with(source, folder / "x.yaml", "listen: {port: 1}\n") == ()
     assert problems_with(source, folder / "x.yaml", "lisen: 1\n") != ()
+
+
+def test_the_configuration_as_it_would_be_is_returned(tmp_path: Path) -> None:
+    source = ConfigSource(program="node", config_dir=tmp_path)
+    loaded = judge(source, tmp_path / "10-a.yaml", "node_id: gpubox\n", load_node)
+    assert loaded.settings.node_id == "gpubox"
+    assert list(tmp_path.iterdir()) == []

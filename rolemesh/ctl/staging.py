@@ -1,23 +1,32 @@
-"""What the gateway would say of its configuration if one file were another, or gone.
+"""What a daemon would say of its configuration if one file were another, or gone.
 
 The files are laid out again as links in a temporary directory, with that one in its place among
 them; nothing that a daemon reads is touched.
 """
 
 import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from rolemesh.config.dropins import ConfigSource
-from rolemesh.config.load import load_gateway
+from rolemesh.config.load import Loaded
+from rolemesh.config.settings import GatewaySettings, NodeSettings
 from rolemesh.ctl.config import daemon_environment
 from rolemesh.errors import ConfigError, Problem
 
+SettingsT = TypeVar("SettingsT", bound=GatewaySettings | NodeSettings)
+Load = Callable[[ConfigSource, Mapping[str, str]], Loaded[SettingsT]]
+"""config.load's function for the source's program."""
 
-def problems_with(source: ConfigSource, file: Path, text: str | None) -> tuple[Problem, ...]:
-    """Return what would be wrong if `file`, in one of `source`'s directories, held `text`.
 
-    None: if it were not there.
+def judge(
+    source: ConfigSource, file: Path, text: str | None, load: Load[SettingsT]
+) -> Loaded[SettingsT]:
+    """Return what would be in force if `file`, in one of `source`'s directories, held `text`.
+
+    None: if it were not there. Raises ConfigError, with the places as they would be.
     """
     with tempfile.TemporaryDirectory(prefix="rolemeshctl-") as folder:
         staged = {
@@ -27,10 +36,10 @@ def problems_with(source: ConfigSource, file: Path, text: str | None) -> tuple[P
         for copy, directory in staged.items():
             _lay_out(copy, directory, file, text)
         try:
-            load_gateway(_moved(source, list(staged)), daemon_environment("gateway"))
+            return load(_moved(source, list(staged)), daemon_environment(source))
         except ConfigError as error:
-            return tuple(_as_in_place(problem, staged) for problem in error.problems)
-    return ()
+            problems = (_as_in_place(problem, staged) for problem in error.problems)
+            raise ConfigError(tuple(problems), error.warnings) from error
 
 
 def _lay_out(copy: Path, directory: Path, file: Path, text: str | None) -> None:
