@@ -40,7 +40,7 @@ def bootable(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("bootable")
     shutil.copytree(HOST_UNITS, root / HOST_UNITS.relative_to("/"), symlinks=True)
     shutil.copytree(installed, root, dirs_exist_ok=True)
-    for program in (*PROGRAMS, "bin/kill"):
+    for program in (*PROGRAMS, "bin/kill", "usr/bin/install"):
         path = root / program
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o755)

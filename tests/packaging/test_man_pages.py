@@ -61,7 +61,13 @@ def usage_of(*words: str) -> str:
 
 def test_the_page_of_rolemeshctl_names_every_verb_and_option() -> None:
     page = text_of(ROOT / "docs" / "man" / "rolemeshctl.1")
-    below = {"config": ("check", "cat", "delta", "show"), "key": ("add", "list", "limit", "revoke")}
+    below = {
+        "config": ("check", "cat", "delta", "show"),
+        "gateway": ("invite",),
+        "key": ("add", "list", "limit", "revoke"),
+        "model": ("add", "list", "remove"),
+        "node": ("plan", "gpus", "join"),
+    }
     for verb in VERBS:
         assert re.search(rf"^\.(?:B|BI|SH) (?:rolemeshctl )?{verb}\b", page, re.MULTILINE), verb
         for words in ([verb, each] for each in below.get(verb, ())):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rolemesh.gateway.control_socket import NAME
 from rolemesh.names import INSTANCE_PATTERN
+from rolemesh.relay.control_socket import NAME
 
 ROOT = Path(__file__).parents[2]
 UNITS = sorted(path for path in (ROOT / "systemd").iterdir() if path.is_file())
@@ -134,8 +134,18 @@ def test_a_second_agent_differs_from_the_first_only_in_what_is_its_own() -> None
         set(assignments(ROOT / "systemd" / name))
         for name in ("rolemesh-node-agent.service", "rolemesh-node-agent@.service")
     )
-    own = {"Description", "ExecStart", "ExecReload", "StateDirectory", "PartOf"}
+    own = {"Description", "ExecStart", "ExecReload", "StateDirectory", "PartOf", "LogExtraFields"}
+    own |= {"ExecStartPre", "Environment", "ReadWritePaths"}  # the directory of its control socket
     assert {key for _, key, _ in first ^ second} == own
+
+
+@pytest.mark.parametrize("name", ["rolemesh-node-agent.service", "rolemesh-node-agent@.service"])
+def test_all_agents_share_the_numbers_of_gpus(name: str) -> None:
+    (directories,) = values(ROOT / "systemd" / name, "StateDirectory")
+    own, shared = directories.split()
+    assert shared == "rolemesh/gpus"
+    # Newer systemd sorts them: the first in $STATE_DIRECTORY has to be the agent's own even then.
+    assert sorted([own, shared]) == [own, shared]
 
 
 def test_a_llama_server_has_no_network() -> None:
@@ -149,6 +159,8 @@ def test_the_agent_may_manage_instances_and_no_other_unit() -> None:
     pattern = re.search(r"!/\^(.*)\$/\.test\(unit\)", rule)
     assert pattern
     assert pattern[1] == rf"rolemesh-llama@{INSTANCE_PATTERN}\.service"
+    for instance in ("gpu0", "gpu0-coder", "gpu0-mig6", "gpu3-2", "cpu0"):
+        assert re.fullmatch(pattern[1], f"rolemesh-llama@{instance}.service")
 
 
 def test_the_agent_may_manage_nothing_once_the_template_is_gone(installed: Path) -> None:
