@@ -534,6 +534,8 @@ static int listen_unix(const char *path) {
 int main(int argc, char **argv) {
   const char *path = NULL;
   int port = 0;
+  // It has no devices to name.
+  if (argc > 1 && !strcmp(argv[argc - 1], "--list-devices")) return 0;
   for (int i = 1; i + 1 < argc; i++) {
     size_t length = strlen(argv[i + 1]);
     if (!strcmp(argv[i], "--port")) port = atoi(argv[i + 1]);

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
+from tests.integration.llama_host import LlamaHost
 from tests.lab.mesh import Daemon, running_daemon
+from tests.lab.notify import NotifySocket
+from tests.lab.processes import Program
 
 StartDaemon = Callable[..., Awaitable[Daemon]]
 
@@ -51,6 +54,14 @@ def start_agent(daemons: AsyncExitStack, short_path: Path, llama_server: Path) -
         )
 
     return start
+
+
+@pytest.fixture
+def llama_host(
+    short_path: Path, start_program: Callable[..., Program], notify_socket: NotifySocket
+) -> LlamaHost:
+    """Return a place to run rolemesh-llama in."""
+    return LlamaHost(short_path, start_program, notify_socket)
 
 
 def model(

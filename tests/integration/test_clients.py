@@ -10,17 +10,20 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
 
 from tests.integration.conftest import StartDaemon
 from tests.integration.conftest import model as model_entry
-from tests.lab.clients import REPOSITORY, Clients, Command
+from tests.lab.clients import REPOSITORY, Clients
 from tests.lab.mesh import Daemon, get_json, usable_models
 from tests.lab.poll import eventually
 from tests.lab.processes import free_port, run_to_end, running
+
+if TYPE_CHECKING:
+    from tests.lab.steps import Command
 
 KEY = "sk-clients"
 SAYS = "It is 21 degrees in Paris and 25 at Rome ."

@@ -4,7 +4,10 @@ poll          wait for a condition, with a deadline
 cache         where what was downloaded or generated is kept between runs
 llama_server  finds a llama-server, or fetches the one that Debian builds
 models        makes tiny GGUF models that say exactly what a test wants
+shapes        makes GGUF models of any size without weights, which take no space on disk
 nvml          GPUs that do not exist, as the real NVML binding sees them (nvml_shim.c)
+gpu_memory    lets their memory follow the llama-servers that run, on hosts too
+rpc_devices   devices that a llama-server has without a GPU
 processes     programs started by a test: their output, their end, what they leave behind
 notify        plays the service manager's end of $NOTIFY_SOCKET
 leftovers     what a test must not leave behind: tasks and processes

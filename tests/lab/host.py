@@ -153,6 +153,15 @@ class Host:
             "journalctl", "--no-pager", f"--lines={lines}", *options, check=False
         ).stdout
 
+    def pid_outside(self, pid: int) -> int:
+        """Return the pid that a process of the host has on this machine."""
+        ours = _pid_namespace(self._leader)
+        everybody = (int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit())
+        (found,) = [
+            each for each in everybody if _pid_namespace(each) == ours and _innermost(each) == pid
+        ]
+        return found
+
     def pull_cable(self) -> None:
         """Cut its network."""
         self._network.pull(self.name)
@@ -237,3 +246,20 @@ class Host:
 
 def _command(pid: str) -> str:
     return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def _pid_namespace(pid: int) -> str:
+    try:
+        return str(Path(f"/proc/{pid}/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def _innermost(pid: int) -> int:
+    """Return the pid that a process has where it runs (NSpid of proc(5)), 0 if it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    (line,) = [each for each in lines if each.startswith("NSpid:")]
+    return int(line.split()[-1])

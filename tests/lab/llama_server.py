@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.lab.cache import cache_folder, locked
@@ -19,6 +20,7 @@ from tests.lab.steps import Command, StepFailed, run_step
 VARIABLE = "ROLEMESH_TEST_LLAMA_SERVER"
 SUITE = "sid"
 PACKAGE = "llama.cpp-tools"
+PROGRAM = "usr/bin/llama-server"
 KEYRINGS = (
     Path("/usr/share/keyrings/debian-archive-keyring.pgp"),
     Path("/usr/share/keyrings/debian-archive-keyring.gpg"),
@@ -91,8 +93,11 @@ def is_complete(tree: Path) -> bool:
     return bool(record.get("path") == str(tree) and program_in(tree).exists())
 
 
-def fetch(tree: Path) -> None:
-    """Fill `tree` from Debian; what an interrupted run left there is replaced."""
+def fetch(tree: Path, more_packages: Sequence[str] = (), more_programs: Sequence[str] = ()) -> None:
+    """Fill `tree` from Debian; what an interrupted run left there is replaced.
+
+    `more_programs` are paths in the packages; they come to lie beside llama-server.
+    """
     _require_programs("apt-get", "dpkg-deb")
     patchelf = _find_patchelf()
     repository = debian_repository()
@@ -100,12 +105,15 @@ def fetch(tree: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     _say(f"Fetching llama-server ({PACKAGE} of Debian {SUITE}, about 30 MB) into {tree}")
     with tempfile.TemporaryDirectory(dir=tree, prefix="apt-") as state:
-        packages = download_packages(Path(state), repository)
+        packages = download_packages(Path(state), repository, (PACKAGE, *more_packages))
         _say(f"Unpacking {len(packages)} packages")
         for package in packages:
             _run(["dpkg-deb", "-x", package, tree / "root"])
         names = sorted(package.stem for package in packages)
-    make_relocated_program(tree, program_in(tree).parent, patchelf, seen_at=tree)
+    for program in (PROGRAM, *more_programs):
+        make_relocated_program(
+            tree, program_in(tree).parent, patchelf, seen_at=tree, program=program
+        )
     found = version(program_in(tree))
     record = {"path": str(tree), "version": found, "packages": names}
     (tree / "fetched.json").write_text(json.dumps(record, indent=2) + "\n")
@@ -122,8 +130,8 @@ def debian_repository() -> str:
     raise NoLlamaServer(msg)
 
 
-def download_packages(state: Path, repository: str) -> list[Path]:
-    """Download PACKAGE and all it depends on, with an apt state of our own in `state`."""
+def download_packages(state: Path, repository: str, packages: Sequence[str]) -> list[Path]:
+    """Download packages and all they depend on, with an apt state of our own in `state`."""
     for name in ("lists/partial", "archives/partial", "etc/preferences.d", "etc/apt.conf.d"):
         (state / name).mkdir(parents=True)
     keyring = next((path for path in KEYRINGS if path.exists()), None)
@@ -145,12 +153,14 @@ def download_packages(state: Path, repository: str) -> list[Path]:
     }
     apt = ["apt-get", "-q", *(f"-o{name}={value}" for name, value in options.items())]
     _run([*apt, "update"])
-    _run([*apt, "install", "--download-only", "-y", PACKAGE])
+    _run([*apt, "install", "--download-only", "-y", *packages])
     return sorted((state / "archives").glob("*.deb"))
 
 
-def make_relocated_program(tree: Path, folder: Path, patchelf: Path, *, seen_at: Path) -> None:
-    """Copy the program to a folder so that it uses the loader and the libraries of its own tree.
+def make_relocated_program(
+    tree: Path, folder: Path, patchelf: Path, *, seen_at: Path, program: str = PROGRAM
+) -> None:
+    """Copy a program to a folder so that it uses the loader and the libraries of its own tree.
 
     `folder` is in the tree; `seen_at` is where the tree is for those who run the program.
     Running it as `ld.so program` would do for one process, but it finds its compute backends (and
@@ -163,17 +173,17 @@ def make_relocated_program(tree: Path, folder: Path, patchelf: Path, *, seen_at:
         if not library.is_symlink() and _search_path(library, patchelf):
             _run([patchelf, "--remove-rpath", library])
     folder.mkdir(exist_ok=True)
-    program = folder / "part"
-    shutil.copy2(tree / "root/usr/bin/llama-server", program)
+    part = folder / "part"
+    shutil.copy2(tree / "root" / program, part)
     relative = f"$ORIGIN/../{libraries.relative_to(tree)}"
     search = ["--force-rpath", "--set-rpath", f"{relative}:{relative}/llama"]
-    _run([patchelf, "--set-interpreter", seen_at / loader.relative_to(tree), *search, program])
+    _run([patchelf, "--set-interpreter", seen_at / loader.relative_to(tree), *search, part])
     # The backends are looked for in a fixed folder of the system and next to the program.
     for backend in libraries.glob("ggml/backends*/*.so"):
         link = folder / backend.name
         link.unlink(missing_ok=True)
         link.symlink_to(Path("..", backend.relative_to(tree)))
-    program.rename(folder / "llama-server")
+    part.rename(folder / Path(program).name)
 
 
 def _search_path(library: Path, patchelf: Path) -> str:

@@ -4,17 +4,18 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
-import pynvml
 import pytest
 
 from tests.lab.cache import cache_folder, locked
+from tests.lab.gpu_memory import gpu_memory
 from tests.lab.host import CLEAN_ENVIRONMENT, Host
 from tests.lab.host_root import unpack_root
 from tests.lab.hosts import Lab, hosts_lab, obstacle
 from tests.lab.llama_server import NoLlamaServer, llama_server_seen_at
-from tests.lab.nvml import FakeGpus, compiled_shim
+from tests.system.gpu_hosts import RELEASE_S, BootGpuHost, GpuHost, show_gpus
 from tests.system.mesh import GPU_FOLDER, LLAMA_FOLDER, MODELS_FOLDER, Mesh, start_mesh
 
 TIMEOUT_S = 180  # of a test; the first one also makes what all use
@@ -23,6 +24,7 @@ REPOSITORY = Path(__file__).parents[2]
 PACKAGES_VARIABLE = "ROLEMESH_TEST_PACKAGES"
 
 Layers = tuple[Path, ...]
+InstalledRoot = Callable[[str], Layers]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,7 +46,7 @@ def pytest_runtest_makereport(
     lab = getattr(item, "funcargs", {}).get("lab")
     if report.failed and report.when != "teardown" and isinstance(lab, Lab):
         for host in lab.hosts:
-            report.sections.append((f"journal of {host.name}", host.journal_text()))
+            report.sections.append((f"journal of {host.name}", host.journal_text(lines=200)))
     return report
 
 
@@ -100,12 +102,7 @@ def packages(_permitted: None, tmp_path_factory: pytest.TempPathFactory) -> Path
 def gpu_folder(_permitted: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with two fake GPUs, the library that shows them, and its Python binding."""
     folder = tmp_path_factory.mktemp("gpus")
-    folder.chmod(0o755)  # for the users of the daemons
-    gpus = FakeGpus(folder)
-    for _ in range(2):
-        gpus.add()
-    shutil.copy2(compiled_shim(), folder)
-    shutil.copy2(str(pynvml.__file__), folder)
+    show_gpus(folder, 2)
     return folder
 
 
@@ -185,3 +182,30 @@ def mesh(
     root = installed_root(suite)
     gateway, node = lab.boot(["gw", "box"], root=root, binds=binds)
     return start_mesh(lab, gateway, node)
+
+
+@pytest.fixture(scope="module")
+def boot_gpu_host(
+    lab: Lab,
+    suite: str,
+    installed_root: Callable[[str], Layers],
+    binds: Mapping[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[BootGpuHost]:
+    """Return what boots a host with GPUs of its own: boot_gpu_host("rig", gpus=4, memory={...}).
+
+    `memory` is what the llama-servers of a model file take, in MiB by its name.
+    """
+    with ExitStack() as running:
+
+        def boot(name: str, *, gpus: int, memory: Mapping[str, int]) -> GpuHost:
+            folder = tmp_path_factory.mktemp(f"gpus-{name}")
+            fake = show_gpus(folder, gpus)
+            uuids = fake.uuids
+            following = gpu_memory(fake, fixed_mib=memory, release_s=RELEASE_S)
+            running.enter_context(following)
+            seen = {**binds, str(GPU_FOLDER): folder}
+            (host,) = lab.boot([name], root=installed_root(suite), binds=seen)
+            return GpuHost(host=host, gpus=fake, uuids=uuids)
+
+        yield boot

@@ -138,13 +138,17 @@ class Mesh:
         headers = {} if request_id is None else {"X-Request-Id": request_id}
         return self.ask("POST", "/v1/chat/completions", body, **headers)
 
-    def instances(self) -> dict[str, dict[str, Any]]:
-        """Return the node's instances by name, as its agent shows them."""
+    def ask_node(self, method: str, path: str, body: Any = None) -> Reply:
+        """Ask the node's agent on a connection of its own."""
         connection = self.connect(self.node, AGENT_PORT)
         try:
-            node = connection.ask("GET", "/v1/node").json
+            return connection.ask(method, path, body)
         finally:
             connection.close()
+
+    def instances(self) -> dict[str, dict[str, Any]]:
+        """Return the node's instances by name, as its agent shows them."""
+        node = self.ask_node("GET", "/v1/node").json
         return {instance["instance"]: instance for instance in node["instances"]}
 
     def wait_for_state(self, instance: str, state: str, *, deadline_s: float = 60) -> None:
@@ -177,25 +181,46 @@ def drop_in(host: Host, program: str, name: str, tree: Mapping[str, Any] | str) 
 
 def start_mesh(lab: Lab, gateway: Host, node: Host) -> Mesh:
     """Configure a gateway and a node, one file each, and start the daemon of each host."""
-    drop_in(gateway, "gateway", "50-test.yaml", GATEWAY)
-    drop_in(node, "node", "50-test.yaml", node_configuration(gateway))
-    node.put(f"/etc/systemd/system/{AGENT}.d/gpus.conf", SEE_GPUS)
-    for host, used, unused in ((gateway, GATEWAY_UNIT, AGENT), (node, AGENT, GATEWAY_UNIT)):
-        host.run("systemctl", "daemon-reload")
-        host.run("systemctl", "disable", "--now", unused)
-        host.run("systemctl", "enable", used)
-        host.run("systemctl", "restart", used)
+    start_gateway(gateway)
+    start_agent(node, node_configuration(gateway))
     return Mesh(lab=lab, gateway=gateway, node=node)
 
 
-def node_configuration(gateway: Host) -> dict[str, Any]:
-    """Return what the node's one file says: a model for each GPU, and one for the CPU."""
+def start_gateway(host: Host) -> None:
+    """Configure a gateway, and start it and nothing else of ours."""
+    drop_in(host, "gateway", "50-test.yaml", GATEWAY)
+    _run_only(host, GATEWAY_UNIT, unused=AGENT)
+
+
+def start_agent(host: Host, configuration: Mapping[str, Any]) -> None:
+    """Configure a node agent that sees the host's fake GPUs, and start it and nothing else."""
+    drop_in(host, "node", "50-test.yaml", configuration)
+    host.put(f"/etc/systemd/system/{AGENT}.d/gpus.conf", SEE_GPUS)
+    _run_only(host, AGENT, unused=GATEWAY_UNIT)
+
+
+def _run_only(host: Host, unit: str, *, unused: str) -> None:
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "disable", "--now", unused)
+    host.run("systemctl", "enable", unit)
+    host.run("systemctl", "restart", unit)
+
+
+def node_basics(gateway: Host) -> dict[str, Any]:
+    """Return what every node of these tests is told, whatever it runs."""
     _, program = llama_server_seen_at(LLAMA_FOLDER)
     return {
         "listen": {"host": "0.0.0.0"},
         "auth": {"api_keys": [CLIENT_KEY]},
         "gateways": [{"url": f"http://{gateway.name}:{GATEWAY_PORT}", "api_key": NODE_KEY}],
         "llama_server": {"path": str(program)},
+    }
+
+
+def node_configuration(gateway: Host) -> dict[str, Any]:
+    """Return what the node's one file says: a model for each GPU, and one for the CPU."""
+    return {
+        **node_basics(gateway),
         "models": [
             model("planner", says="the plan of the planner", parallel=2),
             model("coder", says="the code of the coder", parallel=4),

@@ -5,9 +5,11 @@ import json
 import pytest
 
 from tests.lab.host import Host
+from tests.lab.poll import eventually_sync
 from tests.system.mesh import AGENT, GATEWAY_PORT, GATEWAY_UNIT, Mesh, llama_unit
 
 CONTROL = "/run/rolemesh/gateway/control.sock"
+AGENT_CONTROL = "/run/rolemesh/node/control.sock"
 KEY_FILE = "/etc/rolemesh/gateway.d/key-ci.yaml"
 CODER = llama_unit("gpu1")
 
@@ -32,6 +34,39 @@ def test_the_control_socket_is_for_root_and_the_group(gateway: Host) -> None:
     refused = gateway.run("rolemeshctl", "status", user="eve", check=False)
     assert (refused.returncode, refused.stdout) == (3, "")
     assert "join the group rolemesh" in refused.stderr
+
+
+def test_the_control_socket_of_an_agent_is_for_the_same_people(mesh: Mesh) -> None:
+    node = mesh.node
+    node.run("useradd", "--groups=rolemesh", "ann")
+    node.run("useradd", "eve")
+    assert stat(node, AGENT_CONTROL) == "660 _rolemesh-agent:rolemesh"
+    for user in ("", "ann"):
+        told = json.loads(node.run("rolemeshctl", "node", "plan", "--json", user=user).stdout)
+        assert {plan["model_id"] for plan in told["plans"]} >= {"coder-gguf"}
+    pid = node.run("systemctl", "show", "--property=MainPID", "--value", AGENT).stdout.strip()
+    groups = node.run("grep", "^Groups:", f"/proc/{pid}/status").stdout.split()[1:]
+    rolemesh = node.run("getent", "group", "rolemesh").stdout.split(":")[2]
+    assert rolemesh not in groups, "it could open the control socket of a gateway there"
+    refused = node.run("rolemeshctl", "node", "plan", user="eve", check=False)
+    assert (refused.returncode, refused.stdout) == (3, "")
+    assert "join the group rolemesh" in refused.stderr
+
+
+def test_an_operator_of_the_gateway_tells_a_node_what_to_run(gateway: Host, mesh: Mesh) -> None:
+    done = gateway.run("rolemeshctl", "load", "coder-gguf", "--on", "gpu1", user="ann")
+    assert done.stdout.startswith("coder-gguf is ready on box, gpu1 (")
+    assert mesh.chat("coder").status == 200
+    gateway.run("rolemeshctl", "pin", "gpu1", "--node", "box", user="ann")
+
+    def is_shown() -> bool:
+        shown = gateway.run("rolemeshctl", "nodes", "--json", user="ann").stdout
+        instances = json.loads(shown)["nodes"][0]["instances"]
+        (gpu1,) = (each for each in instances if each["instance"] == "gpu1")
+        return (gpu1["pinned"], gpu1["model_id"]) == (True, "coder-gguf")
+
+    eventually_sync(is_shown, what="gpu1 is shown as pinned")
+    gateway.run("rolemeshctl", "unpin", "gpu1", "--node", "box", user="ann")
 
 
 def test_a_key_lasts_from_its_making_to_its_end(gateway: Host, mesh: Mesh) -> None:
@@ -111,7 +146,8 @@ def test_the_shell_completes_names_for_an_operator(gateway: Host) -> None:
         f". {script}; COMP_WORDS=(rolemeshctl drain ''); COMP_CWORD=2; _rolemeshctl; "
         "echo ${COMPREPLY[*]}"
     )
-    assert gateway.run("bash", "-c", line, user="ann").stdout == "box\n"
+    offered = gateway.run("bash", "-c", line, user="ann").stdout.split()
+    assert offered[:2] == ["box", "box/gpu0"]
 
 
 def test_the_daemons_files_are_explained_where_they_are(gateway: Host, mesh: Mesh) -> None:

@@ -90,6 +90,8 @@ def test_people_find_the_manual_pages(host: Host) -> None:
 
 
 def test_a_purge_leaves_neither_processes_nor_units(host: Host) -> None:
+    keys = ("node.key", "node.d/50-join.yaml", "gateway.d/key-me.yaml", "gateway.d/node-key-a.yaml")
+    host.run("touch", *(f"/etc/rolemesh/{name}" for name in keys))
     host.run("sh", "-c", "apt-get purge -y 'rolemesh*'")
     kinds = ("--type=service,target", "--state=active")
     assert host.run("systemctl", "list-units", *kinds, "--no-legend", "rolemesh*").stdout == ""
