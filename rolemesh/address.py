@@ -1,9 +1,11 @@
 """Where an upstream listens: a TCP port or a UNIX socket, with the path prefix to keep."""
 
-import ssl
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    import ssl
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
@@ -24,7 +26,7 @@ class UpstreamAddress:
     authority: str
     server_name: str = ""
     called: str = ""
-    tls: ssl.SSLContext | None = field(default=None, repr=False)
+    tls: "ssl.SSLContext | None" = field(default=None, repr=False)
     name: str = field(init=False, repr=False, compare=False)
     key: str = field(init=False, repr=False, compare=False)
 
@@ -60,7 +62,7 @@ class UpstreamAddress:
             server_name=parts.hostname if parts.scheme == "https" else "",
         )
 
-    def verified_by(self, tls: ssl.SSLContext) -> "UpstreamAddress":
+    def verified_by(self, tls: "ssl.SSLContext") -> "UpstreamAddress":
         """Return this address with what verifies it; `server_name` must be set."""
         return self if self.tls is tls else replace(self, tls=tls)
 
