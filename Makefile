@@ -20,7 +20,7 @@ check: $(VENV)/.has-test  ## The quick part: format, lint, types, layers, unit a
 	$(BIN)/ruff check .
 	$(BIN)/mypy rolemesh tests
 	$(BIN)/lint-imports
-	$(PYTEST) -q -n 4 -m "not fuzz and not llama and not clients and not system and not packaging" $(ARGS)
+	$(PYTEST) -q -n 6 -m "not fuzz and not llama and not clients and not system and not packaging" $(ARGS)
 
 test: $(VENV)/.has-test  ## Every test (ARGS='-k name' and the like go to pytest)
 	$(PYTEST) $(ARGS)

@@ -17,7 +17,8 @@
 --fake greedy           a chat makes it take memory until there is none
 --fake-dump FILE        writes its arguments and environment as JSON
 
-To --help and --version it says nothing and fails, as a program does that knows neither.
+To --help, --version and --list-devices it says nothing and fails, as a program does that knows none
+of them.
 """
 
 import json
@@ -136,7 +137,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    if sys.argv[1:] in (["--help"], ["--version"]):
+    if sys.argv[1:] in (["--help"], ["--version"]) or sys.argv[-1] == "--list-devices":
         sys.exit(1)
     if FAKE == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -316,7 +316,9 @@ async def test_a_full_node_is_no_failure(
 ) -> None:
     busy = answers(b'{"error": {"code": "slots_busy"}}', 503)
     gateway = await start_gateway()
-    await preferred_and_other(gateway, await start_upstream(busy), await start_upstream(OK))
+    await gateway.register("preferred", await start_upstream(busy), NODE)
+    # Not cold: a load would be worth it only after a while.
+    await gateway.register("other", await start_upstream(OK), {**NODE, "state": "loading"})
     await asked(gateway, 2 * OPENS_AT)
     assert not gateway.gateway._admission.breakers.known
 
