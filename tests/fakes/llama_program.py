@@ -11,8 +11,8 @@
 --fake reads-for-ever   answers a chat with a head, as llama-server does when it begins to read the
                         prompt, and with nothing else
 --fake wedged           a chat keeps its slot busy for ever, without a token
---fake slow             a chat's prompt is eight batches of --fake-batch-s seconds (default 1) each,
-                        which are counted as llama-server does: each at its end
+--fake slow             a chat's prompt is --fake-batches batches (default 8) of --fake-batch-s seconds
+                        (default 1) each, which are counted as llama-server does: each at its end
 --fake untelling        as `wedged`, and /slots is switched off
 --fake greedy           a chat makes it take memory until there is none
 --fake-dump FILE        writes its arguments and environment as JSON
@@ -40,7 +40,7 @@ def option(name: str, default: str = "") -> str:
 
 
 FAKE = option("--fake")
-BATCHES, BATCH_TOKENS = 8, 8
+BATCHES, BATCH_TOKENS = int(option("--fake-batches", "8")), 8
 RESULTS = {"/v1/completions": "choices", "/v1/embeddings": "data", "/v1/rerank": "results"}
 
 

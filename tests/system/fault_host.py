@@ -26,6 +26,7 @@ from tests.system.mesh import AGENT_PORT, Mesh, Reply, llama_server_of, start_ga
 LARGE_MIB = 18_000
 WEDGE_AFTER_S = 2
 DEADLINE_S = LOAD_DEADLINE_S
+REPLY_TIMEOUT_S = 150  # the slow one answers after more than a minute
 # Not more than a model of 350 KiB needs; what llama-server would take anyway is in wedge_after_s.
 QUICK_BATCH = {"batch_size": 32}
 # The units of these hosts: what hangs is found soon, and what cannot be ended is given up soon.
@@ -52,7 +53,7 @@ class FaultHost:
 
     def ask_agent(self, role: str, **fields: Any) -> Reply:
         """Chat without a gateway, which would try again; the whole reply."""
-        connection = self.mesh.connect(self.box.host, AGENT_PORT)
+        connection = self.mesh.connect(self.box.host, AGENT_PORT, timeout_s=REPLY_TIMEOUT_S)
         messages = [{"role": "user", "content": "go"}]
         body = {"model": f"{role}-gguf", "messages": messages, **fields}
         try:

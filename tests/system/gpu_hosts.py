@@ -48,7 +48,7 @@ for word; do
     case $word in
         */held-*) read -r _ <{gate} ;;  # no other process: it would have the GPU, too
         */wedged-*) exec {fake} --fake wedged "$@" ;;
-        */slow-*) exec {fake} --fake slow --fake-batch-s 1.5 "$@" ;;
+        */slow-*) exec {fake} --fake slow --fake-batches 42 --fake-batch-s 1.5 "$@" ;;
         */greedy-*)
             echo 'E ggml_backend_cuda_buffer_type_alloc_buffer: allocating 17171.88 MiB on device 0:' \\
                 'cudaMalloc failed: out of memory' >&2

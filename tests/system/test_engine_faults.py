@@ -67,14 +67,14 @@ def test_a_wedged_llama_server_is_restarted(faults: FaultHost) -> None:
     assert place_of(faults.mesh, "wedged") == "gpu0"
 
 
-def test_a_long_prompt_is_not_taken_for_a_wedge(faults: FaultHost) -> None:
+def test_a_prompt_of_a_minute_is_not_taken_for_a_wedge(faults: FaultHost) -> None:
     begun = faults.box.host.run("cat", "/proc/uptime").stdout
     answered = faults.ask_agent("slow")
     ended = faults.box.host.run("cat", "/proc/uptime").stdout
     assert answered.status == 200, answered.text
     assert "done" in answered.text
-    # It took several times what is allowed without any movement.
-    assert float(ended.split()[0]) - float(begun.split()[0]) > 4 * WEDGE_AFTER_S
+    # It took many times what is allowed without any movement.
+    assert float(ended.split()[0]) - float(begun.split()[0]) > max(60, 4 * WEDGE_AFTER_S)
     assert faults.box.host.show(llama_unit("gpu0"), "NRestarts") == "0"
 
 
