@@ -2,7 +2,8 @@
 
 gpu_watch (nvml: nvml_reading; other_devices; gpu_numbers; gpu_claims) -> inventory -> desired
 -> placing -> placement -> instance, transitions -> unit_control
-fleet_core, fleet_settings, fleet: the owner of the instances (fleet_memory; upkeep; operator_choices)
+fleet_core, fleet_settings, fleet: the owner of the instances (fleet_memory; upkeep; operator_choices;
+adoption: what runs that it has not started)
 unit_host: who implements unit_control here:
 systemd_units: systemd (systemd_bus: its D-Bus interface; systemd_errors: what its errors mean)
 child_supervisor: this process, where systemd is not PID 1 (supervised_unit, child_unit,
@@ -12,5 +13,6 @@ parts; request_headers)
 node_api: everything else on the port, and on the control socket (loads: a load, told line by line;
 model_details)
 host_watch -> report -> reporter: what the gateways and people are told
+heritage: what one process of the agent leaves to the next
 main: the composition root
 """

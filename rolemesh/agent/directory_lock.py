@@ -10,21 +10,25 @@ from rolemesh.errors import StartError
 
 
 @contextlib.contextmanager
-def hold_directory(directory: Path, *, name: str, remedy: str) -> Iterator[None]:
+def hold_directory(
+    directory: Path, *, name: str, remedy: str, inherited: int | None = None
+) -> Iterator[int]:
     """Hold `directory` for the length of the block, by a lock on the file `name` in it.
 
+    Yields its descriptor; `inherited` is that of the same lock, from another process of this agent.
     The file holds the pid of who has it. The kernel lets go of the lock with the process, however
     that ends. Raises StartError, which ends with `remedy`, when another process has the directory.
     """
     path = directory / name
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(path, flags, 0o640) if inherited is None else inherited
     except OSError as err:
         msg = f"cannot open {path}: {err.strerror}; {remedy}"
         raise StartError(msg) from err
     try:
-        _lock(fd, path, remedy)
-        yield
+        _lock(fd, path, remedy)  # of an inherited one, it changes nothing
+        yield fd
     finally:
         os.close(fd)
 

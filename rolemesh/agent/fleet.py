@@ -1,18 +1,72 @@
 """The fleet as requests and operators use it: slots of a loaded model, loads, unloads, pins."""
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
 from rolemesh.agent import refusals
+from rolemesh.agent.desired import DesiredInstance
 from rolemesh.agent.fleet_settings import FollowingFleet
 from rolemesh.agent.instance import InstanceState, LoadWanted, UnloadWanted
 from rolemesh.agent.managed_instance import ManagedInstance
 from rolemesh.agent.placement_view import Refused
 from rolemesh.agent.placing import Plan
-from rolemesh.agent.slots import Lease
+from rolemesh.agent.slots import Lease, Use
 from rolemesh.errors import UnknownAlias, UnknownInstance
 from rolemesh.names import InstanceName, ModelId
 
 
 class Fleet(FollowingFleet):
-    """Leases and orders; nothing is displaced for a model that is known not to load."""
+    """Leases and orders; nothing is displaced for a model that is known not to load.
+
+    Two processes of an agent may have a fleet of the same units, when one takes over from the other:
+    that one is held, and gives out no more; what it uses still, it tells at each `on_less_use`.
+    """
+
+    _is_held = False
+    _is_retired = False
+    _elsewhere: Mapping[InstanceName, Use] = MappingProxyType({})
+    on_less_use: Callable[[], None] = staticmethod(lambda: None)
+
+    # -- between two processes of this agent -----------------------------------------------
+
+    def hold(self) -> None:
+        """Give out no slots, and do nothing to units, as another process is about to."""
+        self._is_held = True
+        self._driver.hold()
+
+    def go_on(self) -> None:
+        """Go on after `hold`, as that other process has not come."""
+        self._is_held = False
+        self._driver.go_on()
+        self._settle()
+
+    def retire(self) -> None:
+        """Leave all to the other process, but for the requests that have slots here."""
+        self.end()
+        self._driver.abandon()
+        self._is_retired = True
+        self._waiting.wake()
+
+    def in_use(self) -> dict[InstanceName, Use]:
+        """Return what requests use, here and in an earlier process."""
+        return {
+            name: Use(managed.slots.held, managed.slots.requests)
+            for name, managed in self._managed.items()
+            if managed.slots.requests
+        }
+
+    def used_elsewhere(self, uses: Mapping[InstanceName, Use]) -> None:
+        """Learn what requests use that end in an earlier process."""
+        self._elsewhere = uses
+        for name, managed in tuple(self._managed.items()):
+            before, managed.slots.others = managed.slots.others, uses.get(name, Use())
+            if before != managed.slots.others:
+                self._lease_over(managed)
+
+    def _manage(self, desired: DesiredInstance) -> ManagedInstance:
+        managed = super()._manage(desired)
+        managed.slots.others = self._elsewhere.get(desired.name, Use())
+        return managed
 
     # -- what requests and operators want --------------------------------------------------
 
@@ -40,14 +94,21 @@ class Fleet(FollowingFleet):
                 is_ready = True
                 if managed.slots.fits(cost) and managed.suits_better_than(chosen, prefer):
                     chosen = managed
+        if self._is_held:
+            raise refusals.slots_busy(model_id)
         if not is_ready:
             return None
         if chosen is None:
             raise refusals.slots_busy(model_id)
         chosen.last_used = self._clock()
         return chosen.slots.lease(
-            chosen.desired.name, model_id, cost, lambda: self._request_ended(chosen)
+            chosen.desired.name, model_id, cost, lambda: self._lease_over(chosen)
         )
+
+    def _lease_over(self, managed: ManagedInstance) -> None:
+        self._request_ended(managed)
+        if self._is_held:
+            self.on_less_use()
 
     async def ensure_ready(self, model_id: ModelId, *, wait_s: float) -> tuple[InstanceName, ...]:
         """Load the model unless it is; return the instances that serve it. Errors as in `lease`."""
@@ -121,7 +182,7 @@ class Fleet(FollowingFleet):
         if drained:
             self._dispatch(managed, UnloadWanted(why="drained by an operator"))
         else:
-            managed.is_due = managed.desired.model is not None and managed.is_empty
+            managed.is_due = managed.desired.model is not None
         self._settle()
 
     def _named(self, name: InstanceName) -> ManagedInstance:
@@ -141,6 +202,8 @@ class Fleet(FollowingFleet):
             self._sought.pop(model_id, None)
             while True:
                 self._check_known(model_id)
+                if self._is_retired:
+                    raise refusals.slots_busy(model_id)
                 if any(managed.serves(model_id) for managed in self._managed.values()):
                     return
                 self._raise_unloadable(model_id, joined)

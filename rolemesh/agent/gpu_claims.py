@@ -37,10 +37,18 @@ def claims_directory(files: InstanceFiles, environ: Mapping[str, str] = os.envir
 class GpuClaims:
     """What this agent has claimed. `config` is how its configuration is told from others'."""
 
-    def __init__(self, directory: Path, *, node_id: NodeId, config: str = "") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        node_id: NodeId,
+        config: str = "",
+        inherited: Mapping[str, int] | None = None,
+    ) -> None:
+        """`inherited` are the locks that another process of this agent shares with this one."""
         self._directory = directory
         self._record = json.dumps({"node_id": node_id, "pid": os.getpid(), "config": config})
-        self._held: dict[str, int] = {}
+        self._held: dict[str, int] = dict(inherited or {})
         self.problem = ""
         """Why claims are not known to other agents; "" when they are."""
 
@@ -63,6 +71,17 @@ class GpuClaims:
             if owner:
                 refused[key] = owner
         return refused
+
+    @property
+    def held(self) -> Mapping[str, int]:
+        """The descriptors of all locks by what they are for."""
+        return self._held
+
+    def hand_over(self) -> None:
+        """Leave all locks to the process that shares them."""
+        for fd in self._held.values():
+            os.close(fd)
+        self._held.clear()
 
     def close(self) -> None:
         """Let go of everything."""

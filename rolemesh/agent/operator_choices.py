@@ -15,6 +15,10 @@ class OperatorChoices:
         self._file = (
             None if state_directory is None else StateFile(state_directory / "choices.json")
         )
+        self.read()
+
+    def read(self) -> None:
+        """Take what was saved last, maybe by another process of this agent."""
         tree = self._file.load() if self._file else None
         fields: dict[str, Any] = tree if isinstance(tree, dict) else {}
         self._pins = {

@@ -70,6 +70,15 @@ class Reporters:
         counts = f"{registered}/{len(reporters)}"
         return f"{counts} ({', '.join(problems)})" if problems else counts
 
+    async def hand_over(self) -> None:
+        """End all links, telling nobody: another process of this agent goes on."""
+        tasks = [task for _, task in self._links.values()]
+        self._links.clear()
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
     async def leave(self) -> None:
         """End all links, telling the gateways, in parallel."""
         await asyncio.gather(*(self._end(link) for link in tuple(self._links)))

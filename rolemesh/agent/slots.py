@@ -1,6 +1,7 @@
 """Slot leases of one instance: llama-server never gets more than its slots."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -40,13 +41,35 @@ class Lease:
         self.release()
 
 
+@dataclass(frozen=True, slots=True)
+class Use:
+    """How much of an instance is in use; `requests` also counts those of cost 0."""
+
+    held: int = 0
+    requests: int = 0
+
+
 class Slots:
-    """The slots of one instance and the leases on them; `requests` also counts those of cost 0."""
+    """The slots of one instance and the leases on them.
+
+    `others` is what another process of this agent uses, which ends its requests there.
+    """
 
     def __init__(self) -> None:
         self.total = 1
-        self.held = 0
-        self.requests = 0
+        self.others = Use()
+        self._held = 0
+        self._requests = 0
+
+    @property
+    def held(self) -> int:
+        """The slots in use."""
+        return self._held + self.others.held
+
+    @property
+    def requests(self) -> int:
+        """The requests that use them, those of cost 0 included."""
+        return self._requests + self.others.requests
 
     def fits(self, cost: int) -> bool:
         """Tell whether a request of this cost can start now; one dearer than all takes all."""
@@ -66,10 +89,10 @@ class Slots:
         slots = min(cost, self.total)
 
         def release(lease: Lease) -> None:
-            self.held -= lease.slots
-            self.requests -= 1
+            self._held -= lease.slots
+            self._requests -= 1
             on_idle_change()
 
-        self.held += slots
-        self.requests += 1
+        self._held += slots
+        self._requests += 1
         return Lease(instance, model_id, slots, release)

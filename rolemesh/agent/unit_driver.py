@@ -52,6 +52,22 @@ class UnitDriver:
         self._scope = scope
         self._starts: dict[InstanceName, asyncio.Task[None]] = {}
         self._latest: dict[InstanceName, asyncio.Task[None]] = {}
+        self._may_act = asyncio.Event()
+        self._may_act.set()
+
+    def hold(self) -> None:
+        """Do nothing more to units or their files until `go_on`; what was asked of systemd goes on."""
+        self._may_act.clear()
+
+    def go_on(self) -> None:
+        """Go on where `hold` interrupted it."""
+        self._may_act.set()
+
+    def abandon(self) -> None:
+        """Do nothing more, and report nothing; units go on with what they were told."""
+        self.hold()
+        for task in self._latest.values():
+            task.cancel()
 
     def start(
         self,
@@ -72,6 +88,7 @@ class UnitDriver:
             await self._end_others(instance)
             await room()
             await self._end_others(instance)
+            await self._may_act.wait()
             self._files.write_parameters(instance, model_id, devices)
             await self._control.reset_failed(instance)
             await self._control.start(instance)
@@ -82,6 +99,7 @@ class UnitDriver:
 
     async def _end_others(self, instance: InstanceName) -> None:
         """Stop a unit that somebody else has started: a start would leave it with its model."""
+        await self._may_act.wait()
         before = self._control.statuses().get(instance)
         if before is not None and before.active not in _OVER:
             await self._control.stop(instance)
@@ -90,7 +108,9 @@ class UnitDriver:
         """Stop the instance's unit; reports UnitStopped, or ActionFailed."""
 
         async def effect() -> InstanceEvent:
+            await self._may_act.wait()
             await self._control.stop(instance)
+            await self._may_act.wait()
             self._files.remove_parameters(instance)
             return UnitStopped()
 

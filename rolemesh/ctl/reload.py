@@ -1,4 +1,4 @@
-"""`rolemeshctl reload`: have the gateway read its configuration again."""
+"""`rolemeshctl reload`: have the gateway read its configuration again, or hand over to a new program."""
 
 import argparse
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,8 @@ from rolemesh.ctl.outcomes import EXIT_CONFIG, EXIT_OK
 
 DESCRIPTION: Final = (
     "Have the gateway read its configuration again. A configuration that is refused changes\n"
-    "nothing: everything that is wrong with it is printed, and the exit status is 78."
+    "nothing: everything that is wrong with it is printed, and the exit status is 78. Where the\n"
+    "program was replaced since the gateway began, as by an upgrade, the new one takes over."
 )
 EXAMPLES: Final = ("rolemeshctl reload", "rolemeshctl config check && rolemeshctl reload")
 
@@ -42,7 +43,11 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_OK
     for warning in reply.get("warnings", []):
         output.note(f"warning: {_text(warning)}")
-    output.put(f"reloaded: configuration {reply.get('generation')} is in force")
+    process = reply.get("process")
+    if isinstance(process, Mapping):
+        output.put(f"handed over to version {process.get('version')}, pid {process.get('pid')}")
+    else:
+        output.put(f"reloaded: configuration {reply.get('generation')} is in force")
     return EXIT_OK
 
 

@@ -128,22 +128,27 @@ class HealthWatch:
     def suspect(self, name: str, node_id: NodeId | None) -> None:
         """Probe an upstream at once because a request to it failed."""
         if node_id is not None:
-            self.probe_node(node_id)
+            _ = self.probe_node(node_id)
             return
         for place in self._watchers:
             if place.url == name:
                 _ = self._probe(place)
 
-    def probe_node(self, node_id: NodeId) -> None:
+    def probe_node(self, node_id: NodeId) -> asyncio.Task[None]:
         """Ask a node whether it is there; the registry learns the answer."""
-        if node_id not in self._probes:
-            _ = self._start_probe(node_id, self._probe_node(node_id), name=f"probe node {node_id}")
+        under_way = self._probes.get(node_id)
+        if under_way is not None:
+            return under_way
+        return self._start_probe(node_id, self._probe_node(node_id), name=f"probe node {node_id}")
 
-    def probe_restored(self) -> None:
-        """Ask every node known from before this start."""
-        for node_id, node in self._registry.nodes.items():
-            if node.state is NodeState.RESTORED:
-                self.probe_node(node_id)
+    def probe_restored(self) -> list[asyncio.Task[None]]:
+        """Ask every node known from before this start; returns what ends with the answers."""
+        restored = [
+            node_id
+            for node_id, node in self._registry.nodes.items()
+            if node.state is NodeState.RESTORED
+        ]
+        return [self.probe_node(node_id) for node_id in restored]
 
     def _probe(self, place: _Place) -> asyncio.Task[None]:
         """Start a probe, or join the one under way."""

@@ -5,8 +5,10 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from rolemesh.address import UpstreamAddress
 from rolemesh.config import cli
@@ -36,11 +38,11 @@ from rolemesh.relay.paths import inference_paths
 from rolemesh.relay.serving import accepting
 from rolemesh.relay.upstream import UpstreamPool
 from rolemesh.runtime.daemon import Lifecycle, refusal_log, run_daemon
-from rolemesh.runtime.fd_store import take_passed_sockets
 from rolemesh.runtime.listeners import Listeners
 from rolemesh.runtime.log import log_problem, log_warnings
 from rolemesh.runtime.request_log import RequestLog
 from rolemesh.runtime.state import StateFile, require_directory
+from rolemesh.runtime.successor import Estate
 from rolemesh.runtime.tasks import TaskScope
 from rolemesh.runtime.tls import TlsContexts
 
@@ -84,7 +86,7 @@ class Gateway:
         self._control = control
         self._lifecycle = lifecycle
         self._store = store
-        self._listeners = Listeners(lifecycle.notifier, take_passed_sockets(os.environ))
+        self._listeners = Listeners(lifecycle.notifier, lifecycle.passed_sockets())
         settings = store.settings
         self._tls = TlsContexts().renewed(_tls_settings(settings))
         self._pool = UpstreamPool()
@@ -113,6 +115,7 @@ class Gateway:
         settings = self._store.settings
         log_warnings(self._store.loaded.warnings)
         await self._listeners.open(settings.listen)
+        tls = self._tls.server(settings.listen.tls)
         async with TaskScope() as scope:
             self._health = HealthWatch(
                 registry=self._registry,
@@ -121,9 +124,12 @@ class Gateway:
                 scope=scope,
             )
             self._inference = self._make_inference(settings)
+            await self._find_out(scope)
             doors = Doors(self._operations(), started_at=int(datetime.now(UTC).timestamp()))
             async with (
-                open_control_socket(self._control, doors.of_operators()),
+                open_control_socket(
+                    self._control, doors.of_operators(), takes_over=self._lifecycle.takes_over
+                ),
                 open_application(
                     [*doors.by_key(self._access), *node_routes(self._node_api)],
                     max_body_bytes=NODE_BODY_BYTES,
@@ -141,8 +147,11 @@ class Gateway:
                     scope=scope,
                 )
                 self._inbound.allowed_origins = settings.cors_origins
-                await self._serve(scope)
-                await self._inbound.drain(self._store.settings.limits.drain_s)
+                async with accepting(
+                    self._listeners.sockets, self._inbound, tls
+                ) as self._accepting:
+                    await self._serve()
+                await self._lifecycle.drain(self._inbound, self._store.settings.limits.drain_s)
         self._pool.close()
 
     def _make_inference(self, settings: GatewaySettings) -> Inference:
@@ -188,22 +197,33 @@ class Gateway:
             clock=asyncio.get_running_loop().time,
         )
 
-    async def _serve(self, scope: TaskScope) -> None:
-        """Find out what there is to route to, and accept connections until told to stop."""
-        settings = self._store.settings
+    async def _find_out(self, scope: TaskScope) -> None:
+        """Find out what there is to route to."""
+        await self._lifecycle.own_state()
         self._registry_store.restore()
         _ = scope.start(self._registry_store.run(), name="save the registry")
-        _ = scope.start(self._expire_nodes(), name="expire nodes")
+        self._expiry = scope.start(self._expire_nodes(), name="expire nodes")
         self._registry.readdress(self._secured)
-        self._watch_upstreams(settings)
-        self._health.probe_restored()
+        self._watch_upstreams(self._store.settings)
+        probes = self._health.probe_restored()
         await self._health.refresh()
-        tls = self._tls.server(settings.listen.tls)
-        async with accepting(self._listeners.sockets, self._inbound, tls) as self._accepting:
-            self._lifecycle.status = self._status
-            self._store.subscribe(self._settings_changed)
-            logger.info("%s", self._status())
-            await self._lifecycle.serve(self._reload)
+        if self._lifecycle.takes_over and probes:  # the other one serves meanwhile
+            await asyncio.wait(probes)
+
+    async def _serve(self) -> None:
+        """Serve until told to stop, or until another process has taken over."""
+        self._lifecycle.status = self._status
+        self._store.subscribe(self._settings_changed)
+        logger.info("%s", self._status())
+        estate = Estate(
+            sockets=lambda: self._listeners.passed,
+            release=self._release,
+            keep=self._keep,
+            follow=self._follow,
+        )
+        await self._lifecycle.serve(self._reload, estate)
+        # Where another process has taken over, nodes tell that one how they are. None is late here.
+        self._expiry.cancel()
 
     async def _expire_nodes(self) -> None:
         while True:
@@ -254,6 +274,18 @@ class Gateway:
         self._routing_changed()
         log_warnings(self._store.loaded.warnings)
         logger.info("reloaded: %s", self._status())
+
+    async def _release(self) -> Mapping[str, Any]:
+        """Leave the state file to another process; nothing needs to be said of requests."""
+        await self._registry_store.hold()
+        return {}
+
+    async def _keep(self) -> None:
+        self._registry_store.unhold()
+
+    def _follow(self) -> None:
+        """Take in the configuration for the requests that end here, after a hand-over."""
+        self._store.reload()
 
     def _settings_changed(self, _old: GatewaySettings, new: GatewaySettings) -> None:
         self._access.replace(new)

@@ -4,15 +4,13 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from http import HTTPStatus
-from typing import Any
 
 from aiohttp import web
 
 from rolemesh import __version__
 from rolemesh.config.settings import ClientKey, GatewaySettings
 from rolemesh.config.store import ConfigStore
-from rolemesh.errors import BadRequest, Cancelled, ConfigError, Problem, UnknownPath
+from rolemesh.errors import BadRequest, Cancelled, UnknownPath
 from rolemesh.gateway.access import OPERATOR_PREFIX
 from rolemesh.gateway.admission import Admission
 from rolemesh.gateway.client_api import Identify, why_not_ready
@@ -25,9 +23,11 @@ from rolemesh.gateway.registry import Registry, UnknownNode
 from rolemesh.gateway.tables import RoutingTables
 from rolemesh.gateway.trace import Trace
 from rolemesh.names import Alias, NodeId, RequestId
-from rolemesh.relay.application import request_id_of, route
+from rolemesh.relay.application import route
 from rolemesh.relay.job import Job
+from rolemesh.relay.reloading import Reload, reload_reply
 from rolemesh.relay.replies import Reply, json_reply
+from rolemesh.runtime.installed import installed_version, is_program_replaced
 from rolemesh.runtime.keys import Principal
 from rolemesh.runtime.log import fields
 
@@ -41,7 +41,7 @@ class Operations:
     """What the operator paths look at and act upon.
 
     `live` are the requests under way. `reload` raises ConfigError when the configuration is
-    refused. `listening` are addresses, `problems` what an operator should know.
+    refused, and returns the process that has taken over, if one has. `listening` are addresses, `problems` what an operator should know.
     """
 
     store: ConfigStore[GatewaySettings]
@@ -52,7 +52,7 @@ class Operations:
     live: Callable[[], Mapping[RequestId, Job]]
     metrics: Metrics
     trace: Trace
-    reload: Callable[[], Awaitable[None]]
+    reload: Reload
     listening: Callable[[], list[str]]
     problems: Callable[[], list[str]]
     clock: Callable[[], float]
@@ -101,6 +101,8 @@ class OperatorApi:
         in_flight = its.admission.load.in_flight
         tree = {
             "version": __version__,
+            "installed_version": installed_version(),
+            "program_replaced": is_program_replaced(),
             "pid": os.getpid(),
             "uptime_s": round(now - its.started_at, 1),
             "config_generation": its.store.generation,
@@ -243,29 +245,4 @@ class OperatorApi:
     async def post_reload(self, request: web.Request, by: Principal) -> Reply:
         """Read the configuration again, as on SIGHUP, and tell what came of it."""
         logger.info("reload asked for by %s", by.name, extra=fields(client=by.name))
-        store = self._with.store
-        try:
-            await self._with.reload()
-        except ConfigError as err:
-            return json_reply(_refusal(err, request), HTTPStatus.UNPROCESSABLE_ENTITY)
-        warnings = [_problem(each) for each in store.loaded.warnings]
-        tree = {"status": "reloaded", "generation": store.generation, "warnings": warnings}
-        return json_reply(tree)
-
-
-def _refusal(error: ConfigError, request: web.Request) -> dict[str, Any]:
-    return {
-        "error": {
-            "message": "the configuration is refused, the one before it stays in force",
-            "type": "invalid_request_error",
-            "param": None,
-            "code": "config_refused",
-            "status": HTTPStatus.UNPROCESSABLE_ENTITY.value,
-            "request_id": request_id_of(request),
-            "problems": [_problem(each) for each in error.problems],
-        }
-    }
-
-
-def _problem(problem: Problem) -> dict[str, str]:
-    return {"where": problem.where, "key": problem.key, "message": problem.message}
+        return await reload_reply(request, self._with.reload, self._with.store)

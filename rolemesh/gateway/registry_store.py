@@ -20,6 +20,8 @@ class RegistryStore:
         self._file = file
         self._registry = registry
         self._changed = asyncio.Event()
+        self._saving = asyncio.Lock()
+        self._is_held = False
 
     @property
     def problem(self) -> str:
@@ -40,6 +42,17 @@ class RegistryStore:
         """Have the registry saved soon."""
         self._changed.set()
 
+    async def hold(self) -> None:
+        """Save now, and write no more: the file is about to be another process's."""
+        self._is_held = True
+        async with self._saving:
+            await asyncio.to_thread(self._file.save, self._registry.saved())
+
+    def unhold(self) -> None:
+        """Go on writing, as that other process has not come."""
+        self._is_held = False
+        self._changed.set()
+
     async def run(self) -> None:
         """Save after changes until cancelled, and once more then."""
         try:
@@ -47,7 +60,12 @@ class RegistryStore:
                 await self._changed.wait()
                 await asyncio.sleep(SETTLE_S)
                 self._changed.clear()
-                await asyncio.to_thread(self._file.save, self._registry.saved())
+                await self._save()
         finally:
-            if self._changed.is_set():
+            if self._changed.is_set() and not self._is_held:
                 self._file.save(self._registry.saved())
+
+    async def _save(self) -> None:
+        async with self._saving:
+            if not self._is_held:
+                await asyncio.to_thread(self._file.save, self._registry.saved())

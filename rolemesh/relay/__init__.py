@@ -30,4 +30,5 @@ deadlines   one timer for all that waits
 replies     errors as HTTP replies, in OpenAI's or Anthropic's shape
 fetch       small requests of our own (probes, reports)
 control_socket  the way in for operators of this machine
+reloading   what they are answered who have a daemon reload
 """

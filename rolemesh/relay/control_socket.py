@@ -43,9 +43,14 @@ def control_path(environ: Mapping[str, str], program: Program) -> Path | None:
 
 
 @asynccontextmanager
-async def open_control_socket(path: Path | None, routes: list[web.RouteDef]) -> AsyncIterator[None]:
-    """Answer operators at `path`; where that cannot be, say so and go without."""
-    listener = None if path is None else _try_bind(path)
+async def open_control_socket(
+    path: Path | None, routes: list[web.RouteDef], *, takes_over: bool = False
+) -> AsyncIterator[None]:
+    """Answer operators at `path`; where that cannot be, say so and go without.
+
+    `takes_over`: whoever answers there is replaced.
+    """
+    listener = None if path is None else _try_bind(path, takes_over=takes_over)
     if path is None or listener is None:
         yield
         return
@@ -73,38 +78,42 @@ def _removing(path: Path) -> Iterator[None]:
                 path.unlink()
 
 
-def _try_bind(path: Path) -> socket.socket | None:
+def _try_bind(path: Path, *, takes_over: bool) -> socket.socket | None:
     try:
-        return _bind(path)
+        return _bind(path, takes_over=takes_over)
     except OSError as err:
         logger.warning("no control socket at %s: %s", path, err.strerror or err)
         return None
 
 
-def _bind(path: Path) -> socket.socket:
+def _bind(path: Path, *, takes_over: bool) -> socket.socket:
     """Return a listening socket; what an earlier life left there is replaced.
 
-    Raises OSError, also where another program answers there.
+    Raises OSError, also where another program answers there, unless this one takes over from that.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if _somebody_answers(path):
+    if not takes_over and _somebody_answers(path):
         msg = "another program answers there"
         raise OSError(msg)
-    path.unlink(missing_ok=True)
+    aside = path.with_suffix(".new")  # nobody finds the place empty
+    aside.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         umask = os.umask(0o177)
         try:
-            listener.bind(os.fspath(path))
+            listener.bind(os.fspath(aside))
         finally:
             os.umask(umask)
         with contextlib.suppress(KeyError, OSError):  # no such group, or not ours to give
-            os.chown(path, -1, grp.getgrnam(GROUP).gr_gid)
-        path.chmod(MODE)
+            os.chown(aside, -1, grp.getgrnam(GROUP).gr_gid)
+        aside.chmod(MODE)
         listener.listen(_BACKLOG)
         listener.setblocking(False)  # noqa: FBT003  # its only parameter
+        aside.replace(path)
     except OSError:
         listener.close()
+        with contextlib.suppress(OSError):
+            aside.unlink()
         raise
     return listener
 

@@ -25,6 +25,12 @@ logger = logging.getLogger(__name__)
 FIRST_REQUEST_S: Final = 1.0
 """How long a drain waits for the request of a client that was accepted just before."""
 
+NEXT_REQUEST_S: Final = 5.0
+"""How long a drain without a limit waits for the next requests of clients that keep connections.
+
+With the reply they learn to connect anew. A request that meets a connection being closed is lost.
+"""
+
 LAST_WORDS_S: Final = 1.0
 """How long clients whose requests are ended may take to read why."""
 
@@ -57,6 +63,7 @@ class InboundServer:
         self.limits = limits
         self.allowed_origins: tuple[str, ...] = ()
         self.draining = False
+        self.keeps_idle = True
         self.connections: set[ClientConnection] = set()
         self._handshakes: WeakSet[ClientConnection] = WeakSet()  # one that fails just vanishes
         self.deadlines: Deadlines[Timed] = Deadlines(self.loop)
@@ -66,6 +73,7 @@ class InboundServer:
         self.live: dict[RequestId, Job] = {}
         self.outbox = Outbox(self.loop, self.live)
         self._quiet = asyncio.Event()
+        self._drain_limit: asyncio.Timeout | None = None
 
     def __call__(self) -> ClientConnection:
         """Return the protocol for a new connection."""
@@ -113,29 +121,48 @@ class InboundServer:
         if not self.live and not self.connections and not self._handshakes:
             self._quiet.set()
 
-    async def drain(self, timeout_s: float) -> None:
+    async def drain(self, timeout_s: float | None) -> None:
         """Close idle connections, let requests finish for `timeout_s`, then end them.
 
-        A request has finished once its client has taken the whole reply. A client that has just
-        been accepted is still answered.
+        None: they may take as long as they do unless `hurry` bounds it, and with `keeps_idle` idle
+        connections are kept for a moment, for a last request each. A request has finished once its client has taken
+        the whole reply. A client that has just been accepted is still answered.
         """
         self.draining = True
         for connection in self.connections:
             connection.keeps_alive = False
-        self._close_idle(but_new=True)
-        patience = self.loop.call_later(min(FIRST_REQUEST_S, timeout_s), self._lose_patience)
-        # Who waits for this daemon's next life waits no longer than `timeout_s`, if that is possible.
-        last_words_s = LAST_WORDS_S if timeout_s > 2 * LAST_WORDS_S else 0.0
-        quiet = await self._quiet_within(timeout_s - last_words_s)
+        if timeout_s is None and self.keeps_idle:
+            self._note_quiet()
+            patience_s, end = NEXT_REQUEST_S, None
+        elif timeout_s is None:
+            self._close_idle(but_new=True)
+            patience_s, end = FIRST_REQUEST_S, None
+        else:
+            self._close_idle(but_new=True)
+            patience_s, end = min(FIRST_REQUEST_S, timeout_s), self._drain_end(timeout_s)
+        patience = self.loop.call_later(patience_s, self._lose_patience)
+        self._drain_limit = asyncio.timeout_at(end)
+        quiet = await self._quiet_within(self._drain_limit)
         patience.cancel()
         if quiet:
             return
-        logger.warning("%d requests did not finish in %g s", len(self.live), timeout_s)
+        logger.warning("%d requests did not finish in time", len(self.live))
         for job in tuple(self.live.values()):
             job.cancel()
-        await self._quiet_within(LAST_WORDS_S)
+        await self._quiet_within(asyncio.timeout(LAST_WORDS_S))
         for connection in tuple(self.connections):
             connection.abort()
+
+    def hurry(self, timeout_s: float) -> None:
+        """Give the requests of a drain that is under way `timeout_s` from now on."""
+        assert self._drain_limit is not None
+        self._drain_limit.reschedule(self._drain_end(timeout_s))
+        self._lose_patience()
+
+    def _drain_end(self, timeout_s: float) -> float:
+        # Who waits for this daemon's next life waits no longer than that, if it is possible.
+        last_words_s = LAST_WORDS_S if timeout_s > 2 * LAST_WORDS_S else 0.0
+        return self.loop.time() + timeout_s - last_words_s
 
     def _lose_patience(self) -> None:
         self._handshakes.clear()
@@ -146,9 +173,9 @@ class InboundServer:
             connection.close_if_idle(but_new=but_new)
         self._note_quiet()
 
-    async def _quiet_within(self, seconds: float) -> bool:
+    async def _quiet_within(self, limit: asyncio.Timeout) -> bool:
         try:
-            async with asyncio.timeout(seconds):
+            async with limit:
                 return await self._quiet.wait()
         except TimeoutError:
             return False

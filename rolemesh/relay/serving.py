@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -54,6 +54,17 @@ class Accepting:
             served = self._servers.get(listener)
             if served is None or served.tls is not tls:
                 self._servers[listener] = await self._serve(listener, tls)
+        await self._stop(replaced)
+        for listener in self._servers.keys() - wanted:
+            del self._servers[listener]
+            listener.close()
+
+    async def pause(self) -> None:
+        """Accept nothing until `follow` is called; the kernel queues connections meanwhile."""
+        paused, self._servers = tuple(self._servers.values()), {}
+        await self._stop(paused)
+
+    async def _stop(self, replaced: Collection[_Server]) -> None:
         for served in replaced:
             self._loop.remove_reader(served.own)
         # asyncio makes connections of what it has accepted over its next rounds, and some versions
@@ -62,9 +73,6 @@ class Accepting:
             await asyncio.sleep(0)
         for served in replaced:
             served.server.close()
-        for listener in self._servers.keys() - wanted:
-            del self._servers[listener]
-            listener.close()
 
     async def _serve(self, listener: socket.socket, tls: ssl.SSLContext | None) -> _Server:
         options: dict[str, Any] = {}

@@ -8,6 +8,9 @@ journal    records in the journal's own protocol
 operator_events  rare events with a fixed MESSAGE_ID
 request_log  the one record of each request (request_history: the last of them)
 exposition  metrics as text (process_numbers: those of this process)
+succession  one process of a daemon takes over from another (handover: what is decided)
+successor  the side of the old one, predecessor that of the new one
+message_channel  what they speak by
 listeners  the sockets a daemon accepts on, kept over a restart
 tls        the TLS contexts in force
 state      state files: atomic, set aside when corrupt

@@ -62,6 +62,11 @@ class Listeners:
         return tuple(each.socket for each in self._open.values())
 
     @property
+    def passed(self) -> tuple[PassedSocket, ...]:
+        """All of them as another process of this daemon takes them over."""
+        return tuple(self._open.values())
+
+    @property
     def port(self) -> int:
         """The port of the first."""
         return int(self.sockets[0].getsockname()[1])
@@ -69,7 +74,7 @@ class Listeners:
     @property
     def described(self) -> list[str]:
         """Their addresses as people write them: `127.0.0.1:8000`, `[::1]:8000`."""
-        names = (each.getsockname()[:2] for each in self.sockets)
+        names = (address[:2] for address in self._open)  # the sockets may be closed already
         return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in names]
 
     async def open(self, listen: Listen) -> None:

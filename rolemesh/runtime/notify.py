@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import sdnotify
+try:
+    import sdnotify
+except ImportError:  # EL 10 has no package of it
+    sdnotify = None
 
 SEND_TIMEOUT_S: Final = 1.0
 """How long a manager that takes nothing may hold up the daemon."""
@@ -24,6 +27,7 @@ class Notifier:
 
     def __init__(self) -> None:
         self._last_status = ""
+        self._held: list[tuple[bytes, Sequence[int]]] | None = None
         self._channel = _open_channel()
         os.environ.pop("NOTIFY_SOCKET", None)
 
@@ -31,13 +35,17 @@ class Notifier:
         if self._channel is None:
             return
         data = "\n".join(assignments).encode("utf-8", "backslashreplace")
-        if not fds:
-            # sdnotify encodes as latin-1, in which these are the same bytes.
-            self._channel.notify(data.decode("latin-1"))
-        else:
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-            with contextlib.suppress(OSError):
-                self._channel.socket.sendmsg([data], rights)
+        if self._held is not None:
+            self._held.append((data, fds))
+            return
+        self._send_now(data, fds)
+
+    def _send_now(self, data: bytes, fds: Sequence[int]) -> None:
+        if self._channel is None:
+            return
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        with contextlib.suppress(OSError):
+            self._channel.sendmsg([data], rights)
 
     def store(self, name: str, fd: int) -> None:
         """Have the manager keep a duplicate of `fd`, and pass it to this daemon's next life."""
@@ -47,10 +55,28 @@ class Notifier:
         """Have the manager close what it keeps under `name`."""
         self._send("FDSTOREREMOVE=1", f"FDNAME={name}")
 
+    def hold(self) -> None:
+        """Keep back what is said from now on: the manager listens to the main process alone."""
+        self._held = []
+
+    def let_go(self) -> None:
+        """Say what was held back, and hold back nothing more."""
+        held, self._held = self._held or [], None
+        for data, fds in held:
+            self._send_now(data, fds)
+
+    def hand_over(self, pid: int) -> None:
+        """Tell that another process is the main one from now on, and say no more.
+
+        Also the end of a reload.
+        """
+        self._send(f"MAINPID={pid}", "READY=1")
+        self.close()
+
     def close(self) -> None:
         """Say no more."""
         if self._channel is not None:
-            self._channel.socket.close()
+            self._channel.close()
             self._channel = None
 
     def ready(self, status: str) -> None:
@@ -85,15 +111,27 @@ class Notifier:
         self._send("WATCHDOG=trigger")
 
 
-def _open_channel() -> sdnotify.SystemdNotifier | None:
+def _open_channel() -> socket.socket | None:
     """Return a channel to the manager, None when there is none to talk to."""
     address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address or (address.startswith("/") and not Path(address).is_socket()):
+    if not address.startswith(("/", "@")):  # what else sd_notify(3) knows, no unit of ours is given
         return None
-    channel = sdnotify.SystemdNotifier()
-    if channel.socket is None:  # nobody is there
+    if address.startswith("/") and not Path(address).is_socket():  # nobody is there
         return None
-    channel.socket.settimeout(SEND_TIMEOUT_S)
+    channel = _connect(address) if sdnotify is None else sdnotify.SystemdNotifier().socket
+    if channel is not None:
+        channel.settimeout(SEND_TIMEOUT_S)
+    return channel
+
+
+def _connect(address: str) -> socket.socket | None:
+    """Do what sdnotify does, where there is none."""
+    channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        channel.connect("\0" + address[1:] if address.startswith("@") else address)
+    except OSError:
+        channel.close()
+        return None
     return channel
 
 

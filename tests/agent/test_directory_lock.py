@@ -37,3 +37,13 @@ def test_what_an_earlier_holder_wrote_does_not_matter(tmp_path: Path) -> None:
 def test_a_lock_file_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     with pytest.raises(StartError, match=r"cannot open .*/absent/lock: No such file.*another"):
         hold(tmp_path / "absent")
+
+
+def test_another_process_of_the_same_agent_goes_on_with_its_lock(tmp_path: Path) -> None:
+    with hold_directory(tmp_path, name="lock", remedy="") as fd:
+        shared = os.dup(fd)
+    with hold_directory(tmp_path, name="lock", remedy="", inherited=shared) as own:
+        assert own == shared
+        with pytest.raises(StartError, match="uses"):
+            hold(tmp_path)
+    hold(tmp_path)

@@ -116,3 +116,16 @@ def test_agents_that_may_use_the_same_gpus_share_a_directory(tmp_path: Path) -> 
     users = {"XDG_RUNTIME_DIR": "/run/user/7"}
     assert claims_directory(files, users) == Path("/run/user/7/rolemesh-gpus")
     assert claims_directory(files, {}).name == f"rolemesh-gpus-{os.geteuid()}"
+
+
+def test_another_process_of_the_same_agent_goes_on_with_its_locks(tmp_path: Path) -> None:
+    old = claims_in(tmp_path)
+    old.claim(["GPU-a"])
+    shared = {name: os.dup(fd) for name, fd in old.held.items()}
+    new = GpuClaims(tmp_path, node_id=NodeId("box"), inherited=shared)
+    assert new.claim(["GPU-a"]) == {}
+    old.hand_over()
+    old.close()
+    assert "the agent of node box" in claims_in(tmp_path, "second").claim(["GPU-a"])["GPU-a"]
+    new.close()
+    assert claims_in(tmp_path, "second").claim(["GPU-a"]) == {}

@@ -174,3 +174,19 @@ async def test_operators_of_this_machine_reach_it_by_its_control_socket(short_pa
         status, answer = await ask_at(control, "POST", "/v1/node/gpus/renumber")
         assert (status, answer) == (200, {"renumbered": {}})
     assert not control.exists()
+
+
+async def test_a_reload_by_the_control_socket_says_what_came_of_it(short_path: Path) -> None:
+    control = short_path / "rolemesh" / "node" / "control.sock"
+    environment = {"XDG_RUNTIME_DIR": str(short_path)}
+    async with running_daemon(
+        AGENT, short_path / "agent", node(short_path), environment=environment
+    ) as agent:
+        status, answer = await ask_at(control, "POST", "/v1/rolemesh/reload")
+        assert (status, answer["status"], answer["generation"]) == (200, "reloaded", 2)
+        bad = agent.drop_in("70-bad.yaml", "listen: {prt: 1}\n")
+        status, answer = await ask_at(control, "POST", "/v1/rolemesh/reload")
+        assert status == 422
+        (problem,) = answer["error"]["problems"]
+        assert (problem["where"], problem["key"]) == (f"{bad}:1", "listen.prt")
+        assert (await mesh.post_json(f"{agent.url}/v1/rolemesh/reload", {}))[0] == 404

@@ -95,3 +95,15 @@ async def test_a_node_that_is_to_be_reached_elsewhere_says_so_at_once(
     await eventually(lambda: len(gateways[0].reports) == 2, what="it registers anew")
     assert gateways[0].reports[-1].base_url == "http://10.1.2.3:81"
     await reporters.leave()
+
+
+async def test_links_that_another_process_goes_on_with_end_without_a_word(
+    reporters: Reporters, gateways: tuple[FakeGateway, FakeGateway]
+) -> None:
+    links = tuple(GatewayLink(url=gateway.url) for gateway in gateways)
+    reporters.apply(replace(node_settings(), gateways=links))
+    await eventually(lambda: reporters.summary() == "2/2", what="both know the node")
+    await reporters.hand_over()
+    assert reporters.summary() == "0/0"
+    await reporters.leave()
+    assert [gateway.removed for gateway in gateways] == [[], []]

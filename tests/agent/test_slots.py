@@ -2,7 +2,7 @@
 
 import pytest
 
-from rolemesh.agent.slots import Slots
+from rolemesh.agent.slots import Slots, Use
 from rolemesh.names import InstanceName, ModelId
 
 GPU0, MODEL = InstanceName("gpu0"), ModelId("m")
@@ -30,8 +30,20 @@ def test_a_request_fits_when_its_slots_are_free(
     total: int, held: int, cost: int, fits: bool
 ) -> None:
     slots = slots_of(total)
-    slots.held = held
+    slots.lease(GPU0, MODEL, held, lambda: None)
     assert slots.fits(cost) is fits
+
+
+def test_what_another_process_uses_is_not_given_out_again() -> None:
+    slots = slots_of(2)
+    slots.others = Use(1, 2)
+    assert (slots.held, slots.requests) == (1, 2)
+    assert slots.fits(1)
+    assert not slots.fits(2)
+    with slots.lease(GPU0, MODEL, 1, lambda: None):
+        assert (slots.held, slots.requests) == (2, 3)
+    slots.others = Use()
+    assert (slots.held, slots.requests) == (0, 0)
 
 
 def test_a_lease_holds_its_slots_until_it_is_left() -> None:

@@ -1,6 +1,8 @@
 """Plays systemd for one service: starts, restarts and stops it, and keeps its descriptors."""
 
+import contextlib
 import itertools
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -10,7 +12,7 @@ from pathlib import Path
 from tests.fakes import with_fds
 from tests.lab.notify import NotifySocket, notify_socket
 from tests.lab.poll import eventually
-from tests.lab.processes import Program, start_program
+from tests.lab.processes import Program, is_running, start_program
 
 
 class Service:
@@ -47,6 +49,17 @@ class Service:
         assert ended is None, (ended, self.program.lines())
         return any(each.pid == pid and "READY" in each.fields for each in self.manager.received)
 
+    @property
+    def main_pid(self) -> int:
+        """The process that the manager takes for the service."""
+        assert self.program is not None
+        handed_over = [each for each in self.manager.received if "MAINPID" in each.fields]
+        main_pid = self.program.pid
+        for each in handed_over:
+            if each.pid == main_pid:  # nobody else is listened to
+                main_pid = int(each.fields["MAINPID"])
+        return main_pid
+
     async def restart(self) -> None:
         """What `systemctl restart` does."""
         await self.end()
@@ -62,8 +75,14 @@ class Service:
     async def end(self) -> None:
         """Stop the program, and keep its descriptors."""
         if self.program is not None:
-            program, self.program = self.program, None
-            await program.stop()
+            main_pid, program, self.program = self.main_pid, self.program, None
+            if main_pid == program.pid:
+                await program.stop()
+            else:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(main_pid, signal.SIGTERM)
+                await eventually(lambda: not is_running(main_pid), what="ended", deadline_s=20)
+                await program.end()
             await program.assert_nothing_left()
 
     async def stop(self) -> None:

@@ -3,10 +3,14 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
+from rolemesh import __version__
 from rolemesh.agent.instance_files import InstanceFiles
 from rolemesh.agent.unit_control import ActiveState, UnitStatus
 from rolemesh.errors import NodeError, UnitFailed, UnitStuck
+from rolemesh.llama import server_facts
+from rolemesh.llama.server_facts import ServerFacts, write_facts
 from rolemesh.names import InstanceName, ModelId
 
 
@@ -45,6 +49,7 @@ class FakeUnits:
         result: str = "success",
         restarts: int | None = None,
         enabled: bool = False,
+        main_pid: int = 4711,
     ) -> None:
         """Let a unit's status change, and tell it."""
         name = InstanceName(instance)
@@ -52,7 +57,7 @@ class FakeUnits:
         self._units[name] = status = UnitStatus(
             instance=name,
             active=active,
-            main_pid=4711 if active is ActiveState.ACTIVE else None,
+            main_pid=main_pid if active is ActiveState.ACTIVE else None,
             status_text=status_text,
             result=result,
             enabled=enabled,
@@ -84,7 +89,26 @@ class FakeUnits:
         if reason is not None:
             self.become(instance, ActiveState.FAILED, status_text=reason, result="exit-code")
             raise UnitFailed(instance, result="exit-code", status_text=reason)
+        if model_id is not None:
+            self._tell_facts(instance, model_id)
         self.become(instance, ActiveState.ACTIVE, status_text=f"serving {model_id}")
+
+    def _tell_facts(self, instance: InstanceName, model_id: ModelId) -> None:
+        """Say what runs, as rolemesh-llama does."""
+        path = self._facts_file(instance)
+        path.parent.mkdir(exist_ok=True)
+        facts = ServerFacts(
+            version=__version__,
+            server_pid=4711,
+            model_id=model_id,
+            generation=1,
+            args_hash="0123456789abcdef",
+            build="0.7.0 (build 11669)",
+        )
+        write_facts(path, facts)
+
+    def _facts_file(self, instance: InstanceName) -> Path:
+        return self._files.sockets / instance / server_facts.FILE_NAME
 
     async def stop(self, instance: InstanceName) -> None:
         """Stop a unit."""
@@ -96,6 +120,7 @@ class FakeUnits:
             await self.hold_stop.wait()
             if instance in self.unkillable:
                 raise UnitStuck(instance, self.unkillable[instance])
+            self._facts_file(instance).unlink(missing_ok=True)
             self.become(instance, ActiveState.INACTIVE)
 
     async def restart(self, instance: InstanceName) -> None:

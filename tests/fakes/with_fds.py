@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Executes a program with descriptors as a service manager passes them: from 3 on, by name.
+"""Executes a program as systemd does, with descriptors that it passes: from 3 on, by name.
 
 with_fds.py NAME=FD ... -- PROGRAM ARGUMENT ...
 """
@@ -22,7 +22,7 @@ def main() -> None:
     for place, fd in enumerate(moved, FIRST_FD):
         os.dup2(fd, place)
         os.close(fd)
-    os.environ["LISTEN_PID"] = str(os.getpid())
+    os.environ["LISTEN_PID"] = os.environ["SYSTEMD_EXEC_PID"] = str(os.getpid())
     os.environ["LISTEN_FDS"] = str(len(named))
     os.environ["LISTEN_FDNAMES"] = ":".join(name for name, _, _ in named)
     os.execv(sys.argv[end + 1], sys.argv[end + 1 :])

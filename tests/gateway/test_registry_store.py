@@ -87,3 +87,26 @@ async def test_what_is_not_saved_is_a_problem_that_people_are_told(tmp_path: Pat
         await asyncio.sleep(0)
         world.register("a")
     assert "registry.json not saved since" in world.store.problem
+
+
+async def test_what_is_held_is_saved_once_and_then_left_to_another_process(world: World) -> None:
+    async with TaskScope() as scope:
+        _ = scope.start(world.store.run(), name="save")
+        await asyncio.sleep(0)
+        world.register("a")
+        await world.store.hold()
+        assert world.saved() == ["a"]
+        world.register("b")
+    assert world.saved() == ["a"]
+
+
+async def test_what_is_held_no_more_is_saved_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry_store, "SETTLE_S", 0.01)
+    async with TaskScope() as scope:
+        _ = scope.start(world.store.run(), name="save")
+        await world.store.hold()
+        world.register("a")
+        world.store.unhold()
+        await eventually(lambda: world.saved() == ["a"], what="it is saved")

@@ -3,6 +3,7 @@
 import grp
 import os
 import socket
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,26 @@ async def test_where_another_program_answers_this_one_goes_without(
             pass
         assert "another program answers there" in caplog.text
         assert (await ask_at(short_path / NAME, "GET", "/"))[0] == 404
+
+
+async def test_who_takes_over_is_found_at_the_same_place_from_the_first_moment(
+    short_path: Path,
+) -> None:
+    path = short_path / NAME
+    async with open_control_socket(path, []):
+        before = path.stat().st_ino
+        async with open_control_socket(path, [], takes_over=True):
+            assert path.stat().st_ino != before
+            assert (await ask_at(path, "GET", "/"))[0] == 404
+            assert not path.with_suffix(".new").exists()
+
+
+async def test_who_was_taken_over_from_leaves_the_place_alone(short_path: Path) -> None:
+    path = short_path / NAME
+    async with AsyncExitStack() as newer:
+        async with open_control_socket(path, []):
+            await newer.enter_async_context(open_control_socket(path, [], takes_over=True))
+        assert (await ask_at(path, "GET", "/"))[0] == 404
 
 
 @pytest.mark.parametrize("name", ["a" * 200, "file/below"])

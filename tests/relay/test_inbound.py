@@ -224,6 +224,55 @@ async def test_a_request_that_takes_too_long_is_told_that_the_daemon_stops() -> 
         assert await client.rest() == b""
 
 
+async def test_a_drain_in_no_hurry_answers_on_connections_that_are_kept() -> None:
+    """A request that crosses the end of an idle connection would be lost."""
+    async with serving(echo) as served, connected(served.port) as client:
+        assert (await client.post(PATH, b"a")).fields["connection"] == "keep-alive"
+        async with asyncio.TaskGroup() as group:
+            drained = group.create_task(served.inbound.drain(None))
+            await eventually(lambda: served.inbound.draining, what="draining has begun")
+            reply = await client.post(PATH, b"b")
+            assert (reply.status, reply.fields["connection"]) == (200, "close")
+            await asyncio.wait_for(drained, 1)
+
+
+async def test_a_drain_in_no_hurry_may_close_idle_connections_at_once() -> None:
+    async with serving(echo) as served, connected(served.port) as idle:
+        await idle.post(PATH, b"a")
+        served.inbound.keeps_idle = False
+        await asyncio.wait_for(served.inbound.drain(None), 1)
+        assert await idle.rest() == b""
+
+
+async def test_a_drain_in_no_hurry_does_not_wait_for_silent_clients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(inbound, "NEXT_REQUEST_S", 0.05)
+    async with serving(echo) as served, connected(served.port) as silent:
+        await silent.post(PATH, b"a")
+        await asyncio.wait_for(served.inbound.drain(None), 1)
+        assert await silent.rest() == b""
+
+
+async def test_a_drain_may_be_hurried() -> None:
+    async with (
+        serving(Gate()) as served,
+        connected(served.port) as idle,
+        connected(served.port) as client,
+        asyncio.TaskGroup() as group,
+    ):
+        await client.send(post(PATH, b""))
+        await eventually(lambda: len(served.inbound.connections) == 2, what="both are there")
+        await eventually(lambda: served.inbound.live, what="the request is handled")
+        drained = group.create_task(served.inbound.drain(None))
+        await eventually(lambda: served.inbound.draining, what="draining has begun")
+        assert not drained.done()
+        served.inbound.hurry(0.05)
+        await asyncio.wait_for(drained, 1)
+        assert (await client.reply()).error["reason"] == "stopping"
+        assert await idle.rest() == b""
+
+
 async def test_draining_is_bounded_whatever_clients_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inbound, "LAST_WORDS_S", 0.05)
 

@@ -39,3 +39,15 @@ async def test_whoever_connected_before_the_end_is_answered_now_or_in_the_next_l
         async with accepting([duplicate], served.inbound):
             for client in opened:
                 assert (await client.post("/completions", b"a")).status == 200
+
+
+async def test_who_connects_during_a_pause_is_answered_after_it() -> None:
+    async with serving(echo) as served:
+        listener = socket.create_server(("127.0.0.1", 0))
+        async with accepting([listener], served.inbound) as server:
+            await server.pause()
+            async with connected(listener.getsockname()[1]) as client:
+                before = len(served.inbound.connections)
+                await server.follow([listener])
+                assert (await client.post("/completions", b"a")).status == 200
+                assert len(served.inbound.connections) == before + 1

@@ -1,5 +1,7 @@
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +41,37 @@ async def test_every_word_reaches_the_manager(
         {"WATCHDOG": "1"},
         {"WATCHDOG": "trigger"},
         {"STOPPING": "1", "STATUS": "bye"},
+    ]
+
+
+async def test_what_is_held_back_is_said_later_and_in_order(
+    notifier: Notifier, notify_socket: NotifySocket
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        notifier.hold()
+        notifier.store("http-a", listener.fileno())
+        notifier.status("soon")
+        notify_socket.read()
+        assert notify_socket.received == []
+        notifier.let_go()
+        notifier.ready("serving")
+    notify_socket.read()
+    assert [dict(each.fields) for each in notify_socket.received] == [
+        {"FDSTORE": "1", "FDNAME": "http-a"},
+        {"STATUS": "soon"},
+        {"READY": "1", "STATUS": "serving"},
+    ]
+    assert list(notify_socket.stored) == ["http-a"]
+
+
+async def test_who_hands_over_says_who_is_next_and_nothing_more(
+    notifier: Notifier, notify_socket: NotifySocket
+) -> None:
+    notifier.hand_over(7)
+    notifier.ready("still here")
+    notify_socket.read()
+    assert [dict(each.fields) for each in notify_socket.received] == [
+        {"MAINPID": "7", "READY": "1"}
     ]
 
 
@@ -90,6 +123,28 @@ def test_without_a_manager_every_call_is_silent(
     Notifier().ready("serving")
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
     Notifier().ready("serving")
+
+
+def test_where_there_is_no_sdnotify_the_manager_hears_the_same(short_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(short_path / "notify"))
+        script = (
+            "import sys; sys.modules['sdnotify'] = None\n"
+            "from rolemesh.runtime.notify import Notifier; Notifier().ready('serving')"
+        )
+        environment = {**os.environ, "NOTIFY_SOCKET": str(short_path / "notify")}
+        subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+        assert manager.recv(100) == b"READY=1\nSTATUS=serving"
+
+
+def test_a_manager_may_listen_in_the_abstract_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind("")  # the kernel chooses a name
+        monkeypatch.setenv("NOTIFY_SOCKET", "@" + manager.getsockname()[1:].decode())
+        made = Notifier()
+        made.ready("serving")
+        made.close()
+        assert manager.recv(100) == b"READY=1\nSTATUS=serving"
 
 
 @pytest.mark.parametrize(
