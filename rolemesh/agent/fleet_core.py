@@ -14,6 +14,7 @@ from functools import partial
 from typing import Final
 
 from rolemesh.agent import upkeep
+from rolemesh.agent.adoption import find_model, learn_facts
 from rolemesh.agent.desired import DesiredInstance
 from rolemesh.agent.failures import Failures
 from rolemesh.agent.fleet_memory import FleetMemory
@@ -122,18 +123,18 @@ class FleetCore(ABC):
             self._observe(managed, status)
 
     def _observe(self, managed: ManagedInstance, status: UnitStatus) -> None:
-        model_id = managed.instance.model_id
+        model_id, pid_before = managed.instance.model_id, managed.main_pid or status.main_pid
         managed.enabled = status.enabled
         managed.main_pid = status.main_pid
         managed.unit_active = status.active
         if status.result != "success" and status.active is not ActiveState.DEACTIVATING:
             managed.note_failure(status.status_text or f"its unit failed ({status.result})")
-        if managed.is_empty:
-            # Somebody else's doing: the file says what it was told, the settings what it runs else.
-            told = self._files.read_parameters(status.instance)
-            model_id = told.model_id if told else managed.desired.model
-            managed.devices = (told.devices if told else ()) or managed.desired.devices
+        if managed.is_empty or model_id is None:
+            model_id = find_model(managed, status, self._files)
+        was_ready = managed.state is InstanceState.READY
         self._dispatch(managed, observed(status, model_id))
+        if was_ready and model_id and managed.serves(model_id) and pid_before != status.main_pid:
+            self._model_ready(managed, model_id)  # restarted faster than its states were seen
         self._tell_listeners()
 
     def _reported(self, name: InstanceName, event: InstanceEvent) -> None:
@@ -170,7 +171,7 @@ class FleetCore(ABC):
         name = managed.desired.name
         match action:
             case StartUnit(model_id=model_id):
-                managed.started_at, managed.facts = self._clock(), None
+                managed.note_start(self._clock())
                 managed.devices, managed.next_devices = managed.next_devices, ()
                 others = tuple(self._managed.values())
                 told = partial(self._waits_for, managed)
@@ -211,7 +212,8 @@ class FleetCore(ABC):
         self._failures.forget(model_id)
         managed.last_used = managed.ready_since = self._clock()
         is_adopted = managed.started_at is None
-        managed.facts = facts = self._files.read_facts(managed.desired.name)
+        learn_facts(managed, self._files)
+        facts = managed.facts
         if facts is not None and facts.model_id != model_id:
             # Somebody else told it what to run; the facts are the truth.
             model_id = facts.model_id

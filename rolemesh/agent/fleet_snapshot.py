@@ -16,7 +16,8 @@ class InstanceSnapshot:
 
     `reason` says why it failed, who stopped it, or what its start waits for; `last_failure` why it
     failed last, at `last_failure_at` (ISO 8601), even if it serves again. `status_text` is the last
-    word of its unit, `facts` what its llama-server is.
+    word of its unit, `facts` what its llama-server is. `version` is that of its rolemesh-llama, which
+    may be known without them; `version_problem` says why they are not.
     """
 
     view: PlacementView
@@ -28,6 +29,8 @@ class InstanceSnapshot:
     last_failure_at: str = ""
     main_pid: int | None = None
     facts: ServerFacts | None = None
+    version: str = ""
+    version_problem: str = ""
     status_text: str = ""
     restarts: int = 0
 
@@ -48,7 +51,8 @@ class InstanceSnapshot:
             "devices": list(self.devices),
             "pid": self.main_pid,
             "server_pid": facts.server_pid if facts else None,
-            "version": facts.version if facts else None,
+            "version": self.version or None,
+            "version_problem": self.version_problem or None,
             "build": facts.build if facts else None,
             "args_hash": facts.args_hash if facts else None,
             "status": self.status_text,

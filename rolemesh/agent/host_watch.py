@@ -52,11 +52,13 @@ class HostWatch:
 
     async def _look(self, settings: NodeSettings) -> HostObservation:
         inventory = await self._gpus.look(settings)
+        problems = await self._models.run(settings)
         observation = HostObservation(
             inventory=inventory,
             host=read_host(),
-            model_problems=await self._models.run(settings),
+            model_problems=problems,
             state_problem=self._gpus.state_problem,
+            programs=self._models.programs,
         )
         self._log_new_problems(observation)
         return observation

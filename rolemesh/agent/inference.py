@@ -139,7 +139,8 @@ class InferenceJob(Job):
             lease.release()
             return None
         self._hold(lease)
-        exchange = self._kind(
+        kind = self._kind
+        exchange = kind(
             node.pool,
             connection,
             self.client,
@@ -266,7 +267,9 @@ class InferenceJob(Job):
     @property
     def _kind(self) -> Callable[..., Exchange]:
         asked = self._as_stream
-        return Exchange if asked is None else partial(Collection, assembly=asked.assembly)
+        if asked is None:
+            return Exchange
+        return partial(Collection, assembly=asked.assembly)
 
     def _deadline(self) -> float:
         return self.request.received_at + self._bounds.total_s

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from rolemesh.errors import ConfigError, NodeError, StartError
+from rolemesh.errors import NodeError, StartError
 from rolemesh.llama import server_facts
-from rolemesh.llama.parameters import Parameters, read_parameters
-from rolemesh.llama.server_facts import ServerFacts, read_facts
+from rolemesh.llama.parameters import Parameters, peek_parameters
+from rolemesh.llama.server_facts import NoFacts, ServerFacts, read_facts
 from rolemesh.names import InstanceName, ModelId, NodeId
 from rolemesh.runtime.state import StateFile
 
@@ -106,13 +106,10 @@ class InstanceFiles:
 
     def read_parameters(self, instance: InstanceName) -> Parameters | None:
         """Return what the instance was told to run, None when it was told nothing of sense."""
-        try:
-            return read_parameters(self.parameters_file(instance))
-        except ConfigError:
-            return None
+        return peek_parameters(self.parameters_file(instance))
 
-    def read_facts(self, instance: InstanceName) -> ServerFacts | None:
-        """Return what the instance says of its llama-server, None where it says nothing of sense."""
+    def read_facts(self, instance: InstanceName) -> ServerFacts | NoFacts:
+        """Return what the instance says of its llama-server, or why that is not known."""
         return read_facts(self.sockets / instance / server_facts.FILE_NAME)
 
     def remove_parameters(self, instance: InstanceName) -> None:

@@ -35,7 +35,8 @@ class ManagedInstance:
     `evicts` the instances that leave for that. `is_due`: its settings name a model that is still to
     be started. `is_for_waiting`: what it runs next is for requests that wait. `load_s`: how long its
     load took. One that is `enabled` in systemd counts as pinned
-    unless an operator's `pinned` says otherwise. `facts` are what its llama-server is. `is_drained`: an operator wants it left alone.
+    unless an operator's `pinned` says otherwise. `facts` are what its llama-server is, or
+    `why_no_facts`; `version` is that of its rolemesh-llama. `is_drained`: an operator wants it left alone.
     """
 
     def __init__(self, desired: DesiredInstance) -> None:
@@ -55,6 +56,8 @@ class ManagedInstance:
         self.last_failure: Failed | None = None
         self.main_pid: int | None = None
         self.facts: ServerFacts | None = None
+        self.why_no_facts = ""
+        self.version = ""
         self.instance = Instance(name=desired.name)
         self.slots = Slots()
         self.last_used = 0.0
@@ -90,6 +93,11 @@ class ManagedInstance:
         """Keep why it failed, beyond the restart that mends it."""
         if self.last_failure is None or self.last_failure.reason != reason:
             self.last_failure = Failed(reason, datetime.now(UTC))
+
+    def note_start(self, now: float) -> None:
+        """Begin to measure a start, and know nothing any more of the llama-server that ran there."""
+        self.started_at = now
+        self.facts, self.why_no_facts, self.version = None, "", ""
 
     @property
     def is_forgettable(self) -> bool:
@@ -160,19 +168,28 @@ class ManagedInstance:
 
     def snapshot(self, view: PlacementView, status: UnitStatus | None) -> InstanceSnapshot:
         """Return the instance as it is now; `status` is its unit's, if it has one."""
+        # Of one that crashed and loads again, what is known is of the run before.
+        is_known = not self.is_empty and self.state is not InstanceState.LOADING
         return InstanceSnapshot(
             view=view,
             devices=view.devices,
             slots=self.slots.total,
             slots_held=self.slots.held,
-            reason=self.waits_for or self.instance.reason,
+            reason=self.waits_for or self.instance.reason or self._why_unused(),
             last_failure=self.last_failure.reason if self.last_failure else "",
             last_failure_at=_text(self.last_failure.at) if self.last_failure else "",
             main_pid=status.main_pid if status else None,
-            facts=None if self.is_empty else self.facts,
+            facts=self.facts if is_known else None,
+            version=self.version if is_known else "",
+            version_problem=self.why_no_facts if is_known else "",
             status_text=status.status_text if status else "",
             restarts=status.restarts if status else 0,
         )
+
+    def _why_unused(self) -> str:
+        """Say why nothing is sent to one that serves."""
+        unknown = self.state is InstanceState.READY and self.instance.model_id is None
+        return "it serves, but nothing tells which model" if unknown else ""
 
 
 def _text(when: datetime) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from rolemesh.agent.programs import Programs
 from rolemesh.config.settings import ModelSettings, NodeSettings
 from rolemesh.errors import ConfigError, Problem
 from rolemesh.llama.build import Builds
@@ -75,11 +76,15 @@ class _Finding:
 
 
 class ModelCheck:
-    """Checks all models of the settings; to be used by one task at a time."""
+    """Checks all models of the settings; to be used by one task at a time.
+
+    `programs` is what was installed when they were looked at last.
+    """
 
     def __init__(self) -> None:
         self._seen: dict[ModelId, _Finding] = {}
         self._builds = Builds()
+        self.programs = Programs()
 
     async def run(self, settings: NodeSettings) -> ModelProblems:
         """Return what is wrong now; never raises. Files may lie on slow mounts: uses a thread."""
@@ -92,6 +97,8 @@ class ModelCheck:
             for model in settings.models.values()
         }
         self._seen = found
+        # After the models: then the program has been asked, if there is anything to run.
+        self.programs = Programs.now(Path(program).absolute() if program else None, self._builds)
         node: dict[str, None] = {}
         models: dict[ModelId, str] = {}
         for model_id, finding in found.items():

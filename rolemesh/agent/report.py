@@ -13,6 +13,7 @@ from rolemesh.agent.failures import Failure
 from rolemesh.agent.fleet_snapshot import FleetSnapshot, InstanceSnapshot
 from rolemesh.agent.instance import InstanceState
 from rolemesh.agent.observation import HostObservation
+from rolemesh.agent.programs import Programs
 from rolemesh.config.settings import ModelSettings, NodeSettings
 from rolemesh.wire import InstanceReport, ModelReport, ModelState, NodeReport
 
@@ -112,14 +113,24 @@ def inventory_json(view: NodeView) -> dict[str, Any]:
     """Return `instances`, `gpus` and `host` of reports and of GET /v1/node."""
     inventory = view.host.inventory
     return {
-        "instances": [instance.to_json() for instance in view.fleet.instances],
+        "instances": [_instance_json(each, view.host.programs) for each in view.fleet.instances],
         "gpus": [gpu.to_json() for gpu in inventory.gpus],
         "host": {
             **view.host.host.to_json(),
+            **view.host.programs.to_json(),
             "nvidia_driver": inventory.driver_version or None,
             "problems": list(inventory.problems),
             "missing": list(what_is_missing(view)),
         },
+    }
+
+
+def _instance_json(instance: InstanceSnapshot, programs: Programs) -> dict[str, Any]:
+    """Return an element of `instances`; `program_changed`: its llama-server is not that on disk."""
+    facts = instance.facts
+    return {
+        **instance.to_json(),
+        "program_changed": None if facts is None else programs.differ_from(facts),
     }
 
 

@@ -2,6 +2,7 @@
 
 main -> verbs (which module is which verb) -> one module per verb:
   status, nodes, aliases, explain, ps, cancel, drain, undrain, reload   ask or tell the gateway
+  status --versions (status_versions, versions)                what runs and what is installed
   models, load, switch (loading), unload, pin, unpin, node (node_plan, node_gpus)
                                                                ask or tell a node's agent
   config (config_cat, config_delta, config_show)               read this host's configuration files

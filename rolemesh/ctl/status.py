@@ -10,10 +10,15 @@ from rolemesh.ctl.gateway_api import GatewayApi
 from rolemesh.ctl.outcomes import EXIT_OK
 from rolemesh.ctl.output import Cell
 
-DESCRIPTION: Final = "Show the gateway, its nodes and what they serve."
+DESCRIPTION: Final = (
+    "Show the gateway, its nodes and what they serve. With --versions: which version of each part runs\n"
+    "and which is installed, and how what is old is restarted; where no gateway is found, of this host."
+)
 EXAMPLES: Final = (
     "rolemeshctl status",
     "rolemeshctl status --json | jq .ready",
+    "rolemeshctl status --versions",
+    "rolemeshctl status --versions --json | jq -r '.parts[] | select(.is_old).how'",
     "ROLEMESH_KEY=... rolemeshctl status --url https://gateway.example:8000",
 )
 
@@ -27,11 +32,19 @@ _NODE_COLOURS: Final[Mapping[str, output.Colour]] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
+    parser.add_argument(
+        "--versions", action="store_true", help="show what runs and what is installed instead"
+    )
     add_gateway_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the status."""
+    if args.versions:
+        # Not at the top: `status` is to be quick, and needs nothing of it.
+        from rolemesh.ctl.status_versions import run_versions  # noqa: PLC0415
+
+        return run_versions(args)
     status = GatewayApi(find_gateway(args)).get("status", has="nodes")
     if args.json:
         output.put_json(status)

@@ -7,7 +7,7 @@ told to anybody.
 
 import json
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -20,14 +20,14 @@ from rolemesh.relay.replies import Reply, json_reply
 @cache
 def document() -> dict[str, Any]:
     """Return the document, which is not to be changed."""
-    source = resources.files("rolemesh.gateway").joinpath("openapi.json")
-    tree: dict[str, Any] = json.loads(source.read_text("utf-8"))
+    tree: dict[str, Any] = json.loads((Path(__file__).parent / "openapi.json").read_bytes())
     tree["info"]["version"] = __version__
     return tree
 
 
 def openapi_route() -> web.RouteDef:
-    """Return the route."""
+    """Return the route; the file is read here, because an upgrade may replace it later."""
+    document()
 
     async def get_openapi(_request: web.Request) -> Reply:
         return json_reply(document())

@@ -56,6 +56,11 @@ class Builds:
             known = self._known[program] = (signature, read_build(*answers))
         return known[1]
 
+    def remembered(self, program: Path) -> str:
+        """Return what a program that was asked is called, "" where its file is another one since."""
+        known = self._known.get(program)
+        return known[1].version if known and known[0] == file_signature(program) else ""
+
     def ask_again(self, program: Path, environment: Mapping[str, str]) -> ServerBuild:
         """Ask whatever is remembered: a library of the program may have changed without it."""
         signature = file_signature(program)

@@ -2,11 +2,11 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from rolemesh.config.settings import ModelSettings, NodeSettings
+from rolemesh.config.settings import DraftModel, Lora, ModelSettings, NodeSettings
 from rolemesh.llama.model_options import Option, model_options
 from rolemesh.llama.server_options import ServerBuild, plain_name
 from rolemesh.names import InstanceName
@@ -57,6 +57,18 @@ _PASSED_PREFIXES: Final = (
 _PLACES: Final = frozenset({"--host", "--port", "--slot-save-path", "-ts", "--tensor-split"})
 
 UUID_PREFIXES: Final = ("GPU-", "MIG-")
+
+# What settings_hash has always counted, default or not. This list is never added to.
+_ALWAYS_HASHED: Final[Mapping[type, frozenset[str]]] = {
+    ModelSettings: frozenset({
+        "model_id", "path", "roles", "context_size", "parallel", "gpu_layers", "gpus",
+        "cache_type_k", "cache_type_v", "flash_attention", "batch_size", "ubatch_size", "threads",
+        "lora", "mmproj", "draft_model", "chat_template", "chat_template_file", "embeddings",
+        "rerank", "pooling", "save_slots", "memory_mib", "warm", "idle_unload_s", "args", "origin",
+    }),
+    Lora: frozenset({"path", "scale"}),
+    DraftModel: frozenset({"path", "gpu_layers", "max_tokens"}),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,10 +206,31 @@ def reserved_option(args: Sequence[str]) -> str | None:
 
 
 def settings_hash(settings: NodeSettings, model: ModelSettings) -> str:
-    """Return what changes with the settings that a llama-server of the model is started with."""
+    """Return what changes with the settings that a llama-server of the model is started with.
+
+    It outlives this program: the agent of a later version compares it with its own. So a setting
+    that is new counts only where it is set.
+    """
     server = settings.llama_server
-    text = repr((as_run(model), server.path, server.args))
+    text = _described((as_run(model), server.path, server.args))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _described(value: Any) -> str:
+    """Return repr(value), without the fields that a later version has added, at their defaults."""
+    if isinstance(value, tuple):
+        items = ", ".join(map(_described, value))
+        return f"({items},)" if len(value) == 1 else f"({items})"
+    if not is_dataclass(value):
+        return repr(value)
+    always = _ALWAYS_HASHED.get(type(value), frozenset())
+    given = {each: getattr(value, each.name) for each in fields(value)}
+    items = ", ".join(
+        f"{each.name}={_described(own)}"
+        for each, own in given.items()
+        if each.name in always or own != each.default
+    )
+    return f"{type(value).__qualname__}({items})"
 
 
 def as_run(model: ModelSettings) -> ModelSettings:

@@ -5,12 +5,13 @@ All that is wrong is told at once, as configuration problems: restarting would n
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rolemesh.config.settings import InstanceSettings, ModelSettings, NodeSettings
 from rolemesh.errors import ConfigError, Problem
 from rolemesh.llama import command
-from rolemesh.llama.build import Builds, file_signature
+from rolemesh.llama.build import Builds, Signature, file_signature
 from rolemesh.llama.command import Devices, ServerCommand
 from rolemesh.llama.gguf_parts import model_parts
 from rolemesh.llama.job_checks import JobChecks, wrong_options
@@ -29,7 +30,8 @@ class Job:
     `server_args` are those the operator gave.
     `args_hash` changes with whatever determines how the engine behaves, `settings_hash` with the
     settings that it was started with. `slot_directory` is where
-    the llama-server saves the KV cache of its slots, None when it does not.
+    the llama-server saves the KV cache of its slots, None when it does not. `signature` changes with
+    the file of the program.
     """
 
     instance: InstanceName
@@ -46,6 +48,7 @@ class Job:
     args_hash: str
     settings_hash: str
     slot_directory: Path | None
+    signature: Signature
 
 
 def prepare_job(
@@ -67,10 +70,9 @@ def prepare_job(
     model, source = choose_model(settings, instance, parameters, parameters_path)
     devices = find_devices(settings.instances.get(instance), instance, parameters)
     slot_directory = slot_directory if model.save_slots else None
-
-    def options_for(build: ServerBuild) -> tuple[Option, ...]:
-        return command.set_options(model, build, devices, slot_directory)
-
+    options_for = partial(
+        command.set_options, model, devices=devices, slot_directory=slot_directory
+    )
     ready = _check(settings, model, environment, builds or Builds(), options_for)
     argv = command.build_argv(
         program=ready.program,
@@ -97,6 +99,7 @@ def prepare_job(
         args_hash=command.arguments_hash(ready.identity, argv),
         settings_hash=command.settings_hash(settings, model),
         slot_directory=slot_directory,
+        signature=ready.signature,
     )
 
 
@@ -148,11 +151,12 @@ class _Ready:
     program: Path
     build: ServerBuild
     model_bytes: int
+    signature: Signature
 
     @property
     def identity(self) -> str:
         """What the program is: its build, or else its file."""
-        return self.build.version or f"{self.program} {file_signature(self.program)}"
+        return self.build.version or f"{self.program} {self.signature or None}"
 
 
 def _check(
@@ -168,8 +172,9 @@ def _check(
     program = checks.find_program(server, environment.get("PATH"))
     model_bytes = checks.check_model(model)
     checks.check_arguments(server, model)
-    build = UNKNOWN_BUILD
+    build, signature = UNKNOWN_BUILD, Signature()
     if program is not None:
+        signature = file_signature(program) or Signature()
         build = builds.of(program, environment)
         problems = list(wrong_options(build, server, model, options_for(build)))
         if problems:
@@ -179,4 +184,4 @@ def _check(
         checks.found += problems
     if checks.found or program is None:
         raise ConfigError(tuple(checks.found))
-    return _Ready(program, build, model_bytes)
+    return _Ready(program, build, model_bytes, signature)

@@ -3,6 +3,10 @@
 The file crosses a trust boundary (the agent writes it, this program executes things), so it is
 read bounded and strictly, and it never says what is executed: `config` only chooses among the
 directories of configuration that root owns.
+
+This is format 1, which needs no key `format`. A key that is not known is refused by whoever acts
+upon the file, because leaving it out could run something on the wrong devices; the agent, which
+only wants to know what runs, ignores it.
 """
 
 import json
@@ -19,7 +23,8 @@ from rolemesh.llama.file_access import NotRegular, open_regular
 from rolemesh.names import ModelId
 
 MAX_BYTES: Final = 64 * 1024
-_KEYS: Final = frozenset({"model_id", "devices", "generation", "config"})
+FORMAT: Final = 1
+_KEYS: Final = frozenset({"format", "model_id", "devices", "generation", "config"})
 # A UUID of a GPU or of a MIG slice, or a name as of `llama-server --list-devices`; no comma, so
 # that one device stays one.
 _DEVICE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9/:._\[\]-]{0,127}")
@@ -43,7 +48,9 @@ class Parameters:
 def read_parameters(path: Path) -> Parameters | None:
     """Return what the file says, None when it does not exist; raises ConfigError otherwise."""
     try:
-        return _parse(_read_bounded(path))
+        fields = _object(_read_bounded(path))
+        _require_known(fields)
+        return _parse(fields)
     except FileNotFoundError:
         return None
     except NotRegular as err:
@@ -52,6 +59,15 @@ def read_parameters(path: Path) -> Parameters | None:
         raise _refused(path, f"cannot be read: {err.strerror}") from err
     except ValueError as err:
         raise _refused(path, f"{err}; remove the file, or have the agent write it anew") from err
+
+
+def peek_parameters(path: Path) -> Parameters | None:
+    """Return what an instance was told, as far as this program knows it; None if that is nothing."""
+    try:
+        fields = _object(_read_bounded(path))
+        return _parse(fields) if _format(fields) == FORMAT else None
+    except (OSError, ValueError):
+        return None
 
 
 def _read_bounded(path: Path) -> bytes:
@@ -63,17 +79,30 @@ def _read_bounded(path: Path) -> bytes:
     return content
 
 
-def _parse(content: bytes) -> Parameters:
+def _object(content: bytes) -> Mapping[str, Any]:
     try:
         tree = json.loads(content)
     except (ValueError, RecursionError) as err:
         msg = f"is not JSON: {err}"
         raise ValueError(msg) from err
-    fields = jsonread.as_object(tree)
+    return jsonread.as_object(tree)
+
+
+def _require_known(fields: Mapping[str, Any]) -> None:
+    if _format(fields) != FORMAT:
+        msg = f"format: this rolemesh-llama knows format {FORMAT}, found {fields['format']!r}"
+        raise ValueError(msg)
     unknown = sorted(fields.keys() - _KEYS)
     if unknown:
         msg = f"{unknown[0]}: unknown key (known: {', '.join(sorted(_KEYS))})"
         raise ValueError(msg)
+
+
+def _format(fields: Mapping[str, Any]) -> Any:
+    return fields.get("format", FORMAT)
+
+
+def _parse(fields: Mapping[str, Any]) -> Parameters:
     return Parameters(
         model_id=ModelId(jsonread.get_str(fields, "model_id")),
         devices=_devices(fields),

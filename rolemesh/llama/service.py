@@ -99,6 +99,8 @@ def _tell_facts(job: Job, server: LlamaServer, files: RuntimeFiles) -> None:
         args_hash=job.args_hash,
         settings_hash=job.settings_hash,
         build=job.build.version,
+        program=job.command.argv[0],
+        signature=job.signature,
     )
     try:
         write_facts(files.facts, facts)

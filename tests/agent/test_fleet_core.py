@@ -436,6 +436,21 @@ def test_an_operator_drains_an_instance(tmp_path: Path) -> None:
     play(act, node_settings("a", policy=SHORT), desired("gpu0"), choices=choices)
 
 
+def test_a_drain_taken_back_while_its_unit_stops_has_the_model_of_the_settings_again() -> None:
+    async def act(scene: Scene) -> None:
+        await scene.until(lambda: scene.states() == {"gpu0": "ready a"})
+        scene.units.hold_stop.clear()
+        scene.fleet.drain(GPU0, drained=True)
+        await scene.until(lambda: scene.states() == {"gpu0": "stopping a"})
+        scene.fleet.drain(GPU0, drained=False)
+        await asyncio.sleep(5)
+        scene.units.hold_stop.set()
+        await scene.until(lambda: scene.states() == {"gpu0": "ready a"})
+        assert scene.units.runs == [(GPU0, A), (GPU0, A)]
+
+    play(act, node_settings("a", policy=SHORT, instances={"gpu0": "a"}), desired("gpu0", "a"))
+
+
 def test_an_operator_says_where_a_model_goes() -> None:
     async def act(scene: Scene) -> None:
         (await scene.lease("a")).release()

@@ -27,10 +27,14 @@ def start_gateway(daemons: AsyncExitStack, short_path: Path) -> StartDaemon:
     """Start a gateway: await start_gateway({...configuration...}, name="gateway")."""
 
     async def start(
-        configuration: Mapping[str, Any], *, name: str = "gateway", **options: Any
+        configuration: Mapping[str, Any],
+        *,
+        name: str = "gateway",
+        program: str = "rolemesh-gateway",
+        **options: Any,
     ) -> Daemon:
         return await daemons.enter_async_context(
-            running_daemon("rolemesh-gateway", short_path / name, configuration, **options)
+            running_daemon(program, short_path / name, configuration, **options)
         )
 
     return start
@@ -41,7 +45,11 @@ def start_agent(daemons: AsyncExitStack, short_path: Path, llama_server: Path) -
     """Start a node agent with the real llama-server: await start_agent("box", {...}, gateway)."""
 
     async def start(
-        node_id: str, configuration: Mapping[str, Any], *gateways: Daemon, **options: Any
+        node_id: str,
+        configuration: Mapping[str, Any],
+        *gateways: Daemon,
+        program: str = "rolemesh-node-agent",
+        **options: Any,
     ) -> Daemon:
         whole = {
             "node_id": node_id,
@@ -50,7 +58,7 @@ def start_agent(daemons: AsyncExitStack, short_path: Path, llama_server: Path) -
             **configuration,
         }
         return await daemons.enter_async_context(
-            running_daemon("rolemesh-node-agent", short_path / node_id, whole, **options)
+            running_daemon(program, short_path / node_id, whole, **options)
         )
 
     return start

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rolemesh.address import UpstreamAddress
-from rolemesh.llama.server_facts import read_facts
+from rolemesh.llama.server_facts import ServerFacts, read_facts
 from rolemesh.relay.fetch import fetch
 from tests.fakes.node_config import write_node_config
 from tests.lab.notify import NotifySocket
@@ -35,9 +35,9 @@ class LlamaHost:
         told = {"model_id": "coder", "devices": devices, "generation": 1}
         self._parameters.write_text(json.dumps(told))
 
-    def run(self, instance: str = "cpu0") -> Program:
-        """Run rolemesh-llama for an instance."""
-        command = [sys.executable, "-m", "rolemesh.llama", instance]
+    def run(self, instance: str = "cpu0", *, python: tuple[str, ...] = ()) -> Program:
+        """Run rolemesh-llama for an instance; `python` are options of the interpreter's."""
+        command = [sys.executable, *python, "-m", "rolemesh.llama", instance]
         command += ["--config", str(self._folder / "node.yaml")]
         command += ["--parameters", str(self._parameters)]
         own = {
@@ -46,9 +46,9 @@ class LlamaHost:
         }
         return self._start(command, {**own, **self._notified.environment})
 
-    async def start(self, instance: str = "cpu0") -> Program:
+    async def start(self, instance: str = "cpu0", *, python: tuple[str, ...] = ()) -> Program:
         """Run it until it is ready."""
-        program = self.run(instance)
+        program = self.run(instance, python=python)
         self._starts += 1
         await eventually(
             lambda: len(self._notified.values("READY")) == self._starts, what="a ready llama-server"
@@ -78,7 +78,7 @@ class LlamaHost:
     def arguments(self) -> list[str]:
         """The command line of the running llama-server."""
         facts = read_facts(self._folder / "run" / "server.json")
-        assert facts is not None
+        assert isinstance(facts, ServerFacts)
         return Path(f"/proc/{facts.server_pid}/cmdline").read_text().split("\0")[1:-1]
 
     @property

@@ -55,7 +55,7 @@ async def running_daemon(
     environment: Mapping[str, str] | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Daemon]:
-    """Run `rolemesh-gateway` or `rolemesh-node-agent` in `folder` until the block is left.
+    """Run `rolemesh-gateway`, `rolemesh-node-agent`, or a path, in `folder` until the block is left.
 
     The folder may be one of an earlier run, whose state is then found again. What an agent starts
     ends with it, also on a host whose systemd could run it.

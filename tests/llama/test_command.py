@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rolemesh.config.settings import DraftModel, Lora, ModelSettings
+from rolemesh.config.settings import DraftModel, LlamaServer, Lora, ModelSettings, NodeSettings
 from rolemesh.llama.command import (
     NO_GPU,
     Devices,
@@ -15,9 +15,10 @@ from rolemesh.llama.command import (
     devices_from,
     reserved_option,
     set_options,
+    settings_hash,
 )
 from rolemesh.llama.server_options import UNKNOWN_BUILD, ServerBuild, read_build
-from rolemesh.names import ModelId
+from rolemesh.names import ModelId, NodeId
 
 GPU0, TWO_GPUS = Devices(uuids=("GPU-1",)), Devices(uuids=("GPU-1", "GPU-2"))
 
@@ -232,3 +233,19 @@ def test_options_that_are_rolemeshs_alone_are_found(
     args: tuple[str, ...], reserved: str | None
 ) -> None:
     assert reserved_option(args) == reserved
+
+
+def test_the_hash_of_settings_is_the_same_in_every_version() -> None:
+    # As version 0.1.0 computed it: its llama-servers go on under the agents of later versions,
+    # which restart what was started with other settings.
+    model = ModelSettings(
+        model_id=ModelId("coder"),
+        path=Path("/models/c.gguf"),
+        roles=(),
+        lora=(Lora(path=Path("/models/l.gguf"), scale=0.5),),
+        draft_model=DraftModel(path=Path("/models/d.gguf"), max_tokens=8),
+        args=("--mlock",),
+    )
+    server = LlamaServer(path=Path("/usr/bin/llama-server"), args=("--no-mmap", "--verbose"))
+    settings = NodeSettings(node_id=NodeId("box"), llama_server=server)
+    assert settings_hash(settings, model) == "c28fdbd316117cc8"

@@ -18,8 +18,8 @@ import pytest
 from rolemesh import __version__
 from rolemesh.address import UpstreamAddress
 from rolemesh.errors import UpstreamError
-from rolemesh.llama.build import Builds
-from rolemesh.llama.server_facts import read_facts
+from rolemesh.llama.build import Builds, file_signature
+from rolemesh.llama.server_facts import ServerFacts, read_facts
 from rolemesh.relay.fetch import fetch
 from tests.fakes.node_config import write_node_config
 from tests.lab.notify import NotifySocket
@@ -184,11 +184,12 @@ async def test_what_runs_is_told_while_it_runs(
     await bench.notified.ready()
     path = bench.socket.with_name("server.json")
     facts = read_facts(path)
-    assert facts is not None
+    assert isinstance(facts, ServerFacts)
     assert (facts.model_id, facts.generation, facts.version) == ("coder", 7, __version__)
     assert facts.server_pid == bench.server_pid(program)
     assert facts.build == Builds().of(llama_server, os.environ).version
     assert len(facts.args_hash) == 16
+    assert (facts.program, facts.signature) == (str(llama_server), file_signature(llama_server))
     assert path.stat().st_mode & 0o777 == 0o640
     program.send(signal.SIGTERM)
     assert await program.end() == 0

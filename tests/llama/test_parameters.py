@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rolemesh.errors import ConfigError
-from rolemesh.llama.parameters import MAX_BYTES, Parameters, read_parameters
+from rolemesh.llama.parameters import MAX_BYTES, Parameters, peek_parameters, read_parameters
 from rolemesh.names import ModelId
 
 
@@ -68,7 +68,7 @@ REMEDY = "; remove the file, or have the agent write it anew"
         ),
         (
             '{"model_id": "a", "devices": [], "path": "/bin/sh"}',
-            "path: unknown key (known: config, devices, generation, model_id)" + REMEDY,
+            "path: unknown key (known: config, devices, format, generation, model_id)" + REMEDY,
         ),
     ],
 )
@@ -83,3 +83,36 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path / "pipe.json").startswith("is not a regular file")
     (tmp_path / "loop.json").symlink_to("loop.json")
     assert refusal(tmp_path / "loop.json") == "cannot be read: Too many levels of symbolic links"
+
+
+RECORDED = '{"model_id": "coder", "devices": ["GPU-1b"], "generation": 7, "config": "second"}'
+"""What the agent of version 0.1.0 writes; format 1."""
+
+
+def test_what_earlier_agents_write_is_read_for_good(tmp_path: Path) -> None:
+    path = tmp_path / "gpu0.json"
+    path.write_text(RECORDED)
+    told = Parameters(model_id=ModelId("coder"), devices=("GPU-1b",), generation=7, config="second")
+    assert read_parameters(path) == peek_parameters(path) == told
+    path.write_text(RECORDED.replace("{", '{"format": 1, '))
+    assert read_parameters(path) == peek_parameters(path) == told
+
+
+def test_a_newer_format_is_refused_by_who_would_act_upon_it_and_nothing_to_who_only_looks(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "gpu0.json"
+    path.write_text(RECORDED.replace("{", '{"format": 2, '))
+    assert refusal(path).startswith("format: this rolemesh-llama knows format 1, found 2; remove")
+    assert peek_parameters(path) is None
+
+
+def test_a_newer_key_is_refused_by_who_would_act_upon_it_and_no_matter_to_who_only_looks(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "gpu0.json"
+    path.write_text(RECORDED.replace("{", '{"hosts": ["b"], '))
+    assert refusal(path).startswith("hosts: unknown key")
+    told = peek_parameters(path)
+    assert told is not None
+    assert told.model_id == "coder"

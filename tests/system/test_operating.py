@@ -1,6 +1,7 @@
 """rolemeshctl on hosts as the packages make them: who may use it, and what it finds there."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -67,6 +68,21 @@ def test_an_operator_of_the_gateway_tells_a_node_what_to_run(gateway: Host, mesh
 
     eventually_sync(is_shown, what="gpu1 is shown as pinned")
     gateway.run("rolemeshctl", "unpin", "gpu1", "--node", "box", user="ann")
+
+
+def test_an_operator_sees_which_version_of_each_part_runs(gateway: Host, mesh: Mesh) -> None:
+    assert mesh.chat("coder").status == 200
+
+    def parts() -> list[dict[str, Any]]:
+        told = gateway.run("rolemeshctl", "status", "--versions", "--json").stdout
+        found: list[dict[str, Any]] = json.loads(told)["parts"]
+        return found
+
+    eventually_sync(
+        lambda: {part["is_old"] for part in parts()} == {False}, what="all of it is known"
+    )
+    kinds = {part["part"] for part in parts()}
+    assert kinds == {"rolemesh-gateway", "rolemesh-node-agent", "rolemesh-llama", "llama-server"}
 
 
 def test_a_key_lasts_from_its_making_to_its_end(gateway: Host, mesh: Mesh) -> None:
