@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.lab.llama_server import llama_server_seen_at
 from tests.lab.poll import eventually_sync
 from tests.system.mesh import (
     AGENT,
@@ -67,8 +68,8 @@ def agent_pid(mesh: Mesh) -> str:
 
 def test_a_unit_is_not_active_before_it_answers(mesh: Mesh) -> None:
     path = "/usr/local/bin/slow-llama-server"
-    program = str(mesh.node.run("sh", "-c", f"ls {LLAMA_FOLDER}/bin-at*/llama-server").stdout)
-    mesh.node.put(path, SLOW_LLAMA_SERVER.format(program=program.strip()), mode=0o755)
+    _, program = llama_server_seen_at(LLAMA_FOLDER)
+    mesh.node.put(path, SLOW_LLAMA_SERVER.format(program=program), mode=0o755)
     slow = drop_in(mesh.node, "node", "60-slow.yaml", {"llama_server": {"path": path}})
     mesh.node.run("systemctl", "stop", CODER)
     mesh.node.run("systemctl", "start", "--no-block", CODER)
