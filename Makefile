@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test bench packages docs fix venv clean
+.PHONY: help demo check test bench packages wheel docs fix venv clean
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -29,8 +29,11 @@ bench: $(VENV)/.has-test  ## RoleMesh beside nginx and vllm-router: one run, one
 	@tests/bench/prepare.sh
 	$(BIN)/python -m tests.bench $(ARGS)
 
-packages:  ## Debian packages of this checkout, in dist/
+packages:  ## Debian packages of this checkout, in dist/ (packaging/build.sh rpm: those for Fedora and EL)
 	packaging/build.sh
+
+wheel:  ## A wheel of this checkout whose hot path is compiled, in dist/ (PYTHON names for which)
+	packaging/build-wheel.sh
 
 docs: $(VENV)/.has-test  ## Write the tables of docs/ that follow from the schemas
 	$(BIN)/python -m tests.lab.reference

@@ -14,6 +14,7 @@ from typing import Any, Final
 from rolemesh.config import tree
 from rolemesh.config.quick_check import is_surely_valid
 from rolemesh.config.tree import Finding, KeyPath, Node, Program
+from rolemesh.errors import ConfigError, Problem
 
 _REFERENCE: Final = "#/$defs/"
 
@@ -35,18 +36,32 @@ def load_schema(program: Program) -> Mapping[str, Any]:
     return schema
 
 
+def _validator(schema: Mapping[str, Any]) -> Any:
+    """Return what explains each violation; raises ConfigError where that cannot be loaded."""
+    try:
+        # Imported here: it is slow to load, and hardly ever needed.
+        import jsonschema  # noqa: PLC0415
+    except Exception as err:  # a half-replaced library may raise anything
+        message = (
+            "is wrong, and what is wrong cannot be told, because jsonschema cannot be loaded "
+            f"({err}): it was replaced since this program started; start the program anew, or ask "
+            "`rolemeshctl config check`"
+        )
+        problem = Problem(where="the configuration", key="", message=message)
+        raise ConfigError((problem,)) from err
+    return jsonschema.Draft202012Validator(schema)
+
+
 def check_schema(root: Node, program: Program, *, is_lenient: bool) -> Checked:
     """Return every violation of `program`'s schema in `root`.
 
-    `is_lenient`: unknown keys are warnings, and are dropped.
+    `is_lenient`: unknown keys are warnings, and are dropped. Raises ConfigError where jsonschema is
+    needed and cannot be loaded.
     """
     schema, plain = load_schema(program), tree.plain(root)
     if is_surely_valid(plain, schema):
         return Checked(root=root, findings=())
-    # Imported here: it is slow to load, and hardly ever needed.
-    import jsonschema  # noqa: PLC0415
-
-    validator = jsonschema.Draft202012Validator(schema)
+    validator = _validator(schema)
     findings: dict[KeyPath, Finding] = {}
     unknown: set[KeyPath] = set()
     for error in validator.iter_errors(plain):

@@ -5,6 +5,7 @@ with the part that is signed, which holds version, serial number, signature algo
 validity, in this order.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ _UTC_TIME: Final = 0x17
 _GENERALIZED_TIME: Final = 0x18
 _SEQUENCE: Final = 0x30
 _VERSION: Final = 0xA0
-_TIME_FORMATS: Final = {_UTC_TIME: "%y%m%d%H%M%SZ", _GENERALIZED_TIME: "%Y%m%d%H%M%SZ"}
+_YEAR_DIGITS: Final = {_UTC_TIME: 2, _GENERALIZED_TIME: 4}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,16 @@ def _length(data: bytes, position: int) -> tuple[int, int]:
 
 
 def _time(tag: int, value: bytes) -> datetime:
-    # RFC 5280 section 4.1.2.5: both end with Z; %y turns over in 1969, its years in 1950.
-    text, layout = value.decode("ascii"), _TIME_FORMATS.get(tag, "no time")
-    return datetime.strptime(text, layout).replace(tzinfo=UTC)
+    # RFC 5280 section 4.1.2.5: both end with Z; years of two digits begin with 1950. Not by strptime:
+    # it imports a module when it is first used, which an upgrade may have replaced by then.
+    text, digits = value.decode("ascii"), _YEAR_DIGITS.get(tag, 0)
+    if not digits or not re.fullmatch(rf"[0-9]{{{digits + 10}}}Z", text):
+        msg = f"no time: {text!r}"
+        raise ValueError(msg)
+    year = int(text[:digits])
+    if tag == _UTC_TIME:
+        year += 1900 if year >= 50 else 2000
+    month, day, hour, minute, second = (
+        int(text[at : at + 2]) for at in range(digits, digits + 10, 2)
+    )
+    return datetime(year, month, day, hour, minute, second, tzinfo=UTC)

@@ -19,7 +19,6 @@ from rolemesh.relay.client import ClientStream, InboundRequest
 from rolemesh.relay.echo import EchoExchange
 from rolemesh.relay.edit import RequestBody
 from rolemesh.relay.exchange import Ended, Exchange
-from rolemesh.relay.job import Job
 from rolemesh.relay.paths import InferencePath, path_at
 from rolemesh.runtime.keys import ANYONE, Principal
 from rolemesh.runtime.log import quoted
@@ -51,16 +50,15 @@ class Inference:
         return InferenceJob(self, request, client)
 
 
-class InferenceJob(Job, Trip):
+class InferenceJob(Trip):
     """One inference request; `due` is when its client has to hear of it again."""
 
     principal: Principal = ANYONE
     due: float
 
     def __init__(self, gateway: Inference, request: InboundRequest, client: ClientStream) -> None:
+        super().__init__(request, client)
         self._gateway = gateway
-        self.request = request
-        self.client = client
 
     def start(self) -> Exchange | None:
         """Find out who asks for what, and begin the first attempt if nothing is in its way."""

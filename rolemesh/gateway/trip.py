@@ -9,15 +9,16 @@ from rolemesh.gateway.admission import Claim
 from rolemesh.gateway.affinity import Chain, Preference
 from rolemesh.gateway.routing_table import Candidate, CandidateKey, Target
 from rolemesh.names import Alias, Role
-from rolemesh.relay.client import InboundRequest
+from rolemesh.relay.client import ClientStream, InboundRequest
 from rolemesh.relay.edit import RequestBody
 from rolemesh.relay.exchange import Exchange
 from rolemesh.relay.headers import accept_line, encode_fields, start_line
+from rolemesh.relay.job import Job
 from rolemesh.relay.paths import InferencePath
 from rolemesh.relay.replies import Fields, Reply
 
 
-class Trip:
+class Trip(Job):
     """One request on its way; filled in as it goes, and read for its record in the log.
 
     `alias` is what the client asks for, "" until that is known; those below it are set with it.
@@ -30,7 +31,6 @@ class Trip:
 
     alias: Alias = Alias("")
     role: Role | None
-    request: InboundRequest
     body: RequestBody
     path: InferencePath
     claim: Claim
@@ -47,8 +47,12 @@ class Trip:
     new_bytes = 0
     looks_again = False
     wakes_at = 0.0
-    failure: UpstreamError | Reply | None = None
+    failure: UpstreamError | Reply | None
     kind: Callable[..., Exchange] = Exchange
+
+    def __init__(self, request: InboundRequest, client: ClientStream) -> None:
+        super().__init__(request, client)
+        self.failure = None
 
 
 def outbound(trip: Trip, candidate: Candidate, target: Target) -> tuple[bytes, bytes]:

@@ -6,13 +6,15 @@ answer is the Reply that the exchange ends with, whatever its status.
 
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
 
+from rolemesh.config.settings import Timeouts
 from rolemesh.errors import UpstreamBroke
 from rolemesh.relay.assembly import REPLY_LIMIT_BYTES, Assembly, AssemblyError
-from rolemesh.relay.exchange import Exchange
+from rolemesh.relay.client import ClientStream
+from rolemesh.relay.exchange import Exchange, OnOver
 from rolemesh.relay.replies import JSON_TYPE, Reply
 from rolemesh.relay.response import ResponseHead, ResponseReader, whole_reply
+from rolemesh.relay.upstream import UpstreamConnection, UpstreamPool
 
 
 class Collection(Exchange):
@@ -25,8 +27,27 @@ class Collection(Exchange):
     _assembly: Assembly | None = None
     _body = b""
 
-    def __init__(self, *args: Any, assembly: Callable[[], Assembly], **named: Any) -> None:
-        super().__init__(*args, **named)
+    def __init__(
+        self,
+        pool: UpstreamPool,
+        connection: UpstreamConnection,
+        client: ClientStream,
+        *,
+        timeouts: Timeouts,
+        deadline: float,
+        added: bytes,
+        on_over: OnOver,
+        assembly: Callable[[], Assembly],
+    ) -> None:
+        super().__init__(
+            pool,
+            connection,
+            client,
+            timeouts=timeouts,
+            deadline=deadline,
+            added=added,
+            on_over=on_over,
+        )
         self._make_assembly = assembly
 
     def _relay_whole(self, head: ResponseHead, body: bytes) -> None:

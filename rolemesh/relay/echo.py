@@ -5,14 +5,17 @@ length, and a stream, whose events pass as their lines are whole, gets other chu
 """
 
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 
+from rolemesh.config.settings import Timeouts
 from rolemesh.relay.assembly import REPLY_LIMIT_BYTES
+from rolemesh.relay.client import ClientStream
 from rolemesh.relay.events import EventLines
-from rolemesh.relay.exchange import Exchange
+from rolemesh.relay.exchange import Exchange, OnOver
 from rolemesh.relay.headers import chunk
 from rolemesh.relay.members import encoded_name, join_members, split_members, written
 from rolemesh.relay.response import Framing, ResponseHead, ResponseReader
+from rolemesh.relay.upstream import UpstreamConnection, UpstreamPool
 
 _NAMING: Final = b'"model"'
 _HOLDERS: Final = ("response", "message")
@@ -48,9 +51,27 @@ class EchoExchange(Exchange):
     _begun_line = b""
 
     def __init__(
-        self, *args: Any, name: str, limit_bytes: int = REPLY_LIMIT_BYTES, **named: Any
+        self,
+        pool: UpstreamPool,
+        connection: UpstreamConnection,
+        client: ClientStream,
+        *,
+        timeouts: Timeouts,
+        deadline: float,
+        added: bytes,
+        on_over: OnOver,
+        name: str,
+        limit_bytes: int = REPLY_LIMIT_BYTES,
     ) -> None:
-        super().__init__(*args, **named)
+        super().__init__(
+            pool,
+            connection,
+            client,
+            timeouts=timeouts,
+            deadline=deadline,
+            added=added,
+            on_over=on_over,
+        )
         self._name = name
         self._limit_bytes = limit_bytes
 

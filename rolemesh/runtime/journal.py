@@ -13,7 +13,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -44,6 +44,8 @@ TROUBLE_S: Final = 1.0
 MAX_WAITING_BYTES: Final = 8 * 1024 * 1024
 LAST_WORDS_S: Final = 0.2
 """How long the end of the process may wait for the journal to take what is left."""
+
+LinesOf = Callable[[tuple[Any, ...]], str]
 
 _SEND_BUFFER_BYTES: Final = 8 * 1024 * 1024
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
@@ -238,7 +240,7 @@ class JournalHandler(logging.Handler):
         super().__init__()
         self._encoder = encoder
         self._sender = sender
-        self._gathered: list[tuple[str, str]] = []
+        self._gathered: list[tuple[str, LinesOf, tuple[Any, ...]]] = []
         self._lost_reported = 0
         self._trouble_since = ""
         self._trouble_at = 0.0
@@ -269,13 +271,14 @@ class JournalHandler(logging.Handler):
             self._sender.send(datagram)
         self._settle()
 
-    def write_lines(self, logger_name: str, lines: str) -> None:
-        """Send whole lines `NAME=value`, each of which the caller has checked, at level INFO.
+    def write_soon(self, logger_name: str, lines_of: LinesOf, what: tuple[Any, ...]) -> None:
+        """Send `lines_of(what)` at level INFO: whole lines `NAME=value`, which the caller answers for.
 
-        Soon and many at a time, as each alone would wake the journal up. To be called on the loop.
+        Many at a time, as each alone would wake the journal up; nobody waits for their text to be made.
+        To be called on the loop.
         """
         gathered = self._gathered
-        gathered.append((logger_name, lines))
+        gathered.append((logger_name, lines_of, what))
         if len(gathered) == 1:
             _loop().call_later(GATHER_S, self._send_gathered)
         elif len(gathered) == GATHER_MAX:
@@ -287,8 +290,8 @@ class JournalHandler(logging.Handler):
             head = self._encoder.head
             self._sender.send_all(
                 [
-                    (head(logging.INFO, name) + lines).encode("utf-8", "backslashreplace")
-                    for name, lines in gathered
+                    (head(logging.INFO, name) + lines_of(what)).encode("utf-8", "backslashreplace")
+                    for name, lines_of, what in gathered
                 ]
             )
             self._settle()

@@ -87,14 +87,7 @@ class RequestLog:
         handler = handlers[0] if len(handlers) == 1 else None
         is_usual = reason is None and first_byte_ms is not None and queue_ms is not None
         if is_usual and of.lines and isinstance(handler, JournalHandler):
-            tries = "" if attempts is None else f"ROLEMESH_ATTEMPTS={attempts}\n"
-            handler.write_lines(
-                self._name,
-                f"MESSAGE={of.what}: {status} in {total_ms:.0f} ms\n{of.lines}{tries}"
-                f"ROLEMESH_REQUEST_ID={request_id}\nROLEMESH_STATUS={status}\n"
-                f"ROLEMESH_PHASE={phase}\nROLEMESH_QUEUE_MS={queue_ms:.1f}\n"
-                f"ROLEMESH_FIRST_BYTE_MS={first_byte_ms:.1f}\nROLEMESH_TOTAL_MS={total_ms:.1f}\n",
-            )
+            handler.write_soon(self._name, _lines, request)
             return
         self._log(request, reason)
 
@@ -107,3 +100,15 @@ class RequestLog:
         extra = fields(**{**first, **dict(of.values), **values, "reason": reason})
         message = f"{of.what}: {first['status']} in {values['total_ms']:.0f} ms"
         self._logger.info("%s", message, extra=extra)
+
+
+def _lines(request: tuple[Any, ...]) -> str:
+    """Return a usual record, elements as of RequestHistory, as the journal takes it."""
+    of, request_id, status, phase, _, attempts, queue_ms, first_byte_ms, total_ms, _ = request
+    tries = "" if attempts is None else f"ROLEMESH_ATTEMPTS={attempts}\n"
+    return (
+        f"MESSAGE={of.what}: {status} in {total_ms:.0f} ms\n{of.lines}{tries}"
+        f"ROLEMESH_REQUEST_ID={request_id}\nROLEMESH_STATUS={status}\n"
+        f"ROLEMESH_PHASE={phase}\nROLEMESH_QUEUE_MS={queue_ms:.1f}\n"
+        f"ROLEMESH_FIRST_BYTE_MS={first_byte_ms:.1f}\nROLEMESH_TOTAL_MS={total_ms:.1f}\n"
+    )

@@ -10,16 +10,16 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.bench.host import BenchError
 from tests.bench.once import Once
 from tests.bench.rivals import nginx_program, vllm_router_python
-from tests.bench.rolemesh import NEWEST, debian12, is_debian12
+from tests.bench.rolemesh import NEWEST, Column, compiled, debian12, is_debian12
 from tests.bench.rounds import SCENARIOS, Plan, run_rounds
 from tests.bench.samples import Samples
-from tests.bench.table import render
+from tests.bench.table import NAMES, render
 from tests.bench.workshop import Workshop, enter_namespace, open_workshop
 
 TARGETS = sorted({target for scenario in SCENARIOS for target in scenario.targets})
@@ -61,6 +61,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="NAME,...",
         help=f"only these of {', '.join(names)}; once: what is no load repeated in rounds",
     )
+    parser.add_argument("--columns", metavar="NAME,...", help=f"only these of {', '.join(NAMES)}")
     parser.add_argument(
         "--quick", action="store_true", help="shorter; only with the checkout's own dependencies"
     )
@@ -68,6 +69,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--show", type=Path, metavar="FILE", help="print the table of a saved run")
     options = parser.parse_args(arguments)
     options.only = _names(parser, options.only, TARGETS)
+    options.columns = _names(parser, options.columns, list(NAMES))
     options.scenarios = _names(parser, options.scenarios, names)
     return options
 
@@ -99,12 +101,11 @@ def run(options: argparse.Namespace, *, with_journal: bool) -> Samples:
 
 def make_plan(options: argparse.Namespace) -> Plan:
     """Return what to measure, once what that needs is known to be there."""
-    other = [debian12()] if is_debian12() and not options.quick else []
     plan = Plan(
         rounds=options.rounds,
         scenarios=[each for each in SCENARIOS if each.name in options.scenarios],
         targets=frozenset(options.only),
-        columns=[NEWEST, *other],
+        columns=[*_columns(options)],
         once="once" in options.scenarios and "gateway" in options.only,
     )
     if plan.has("nginx"):
@@ -112,6 +113,18 @@ def make_plan(options: argparse.Namespace) -> Plan:
     if plan.has("vllm-router"):
         vllm_router_python()
     return plan.quicker(QUICK) if options.quick else plan
+
+
+def _columns(options: argparse.Namespace) -> Iterator[Column]:
+    if options.quick:
+        yield NEWEST
+        return
+    if "compiled" in options.columns:
+        yield compiled()
+    if "newest" in options.columns:
+        yield NEWEST
+    if "debian12" in options.columns and is_debian12():
+        yield debian12()
 
 
 def about(workshop: Workshop, plan: Plan) -> dict[str, object]:

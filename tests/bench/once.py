@@ -129,7 +129,11 @@ class Once:
                 ],
                 cores=self._workshop.cores.proxy,
                 log=self._workshop.log(f"rolemesh-llama-{self._column.name}"),
-                environment={"RUNTIME_DIRECTORY": str(folder), **environment},
+                environment={
+                    "RUNTIME_DIRECTORY": str(folder),
+                    **self._column.environment,
+                    **environment,
+                },
                 journal=self._workshop.journal.there,
             )
 

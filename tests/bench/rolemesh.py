@@ -1,4 +1,4 @@
-"""Gateway and node agent, installed in one of two ways: the columns of the table."""
+"""Gateway and node agent, installed in one of several ways: the columns of the table."""
 
 import contextlib
 import json
@@ -16,6 +16,7 @@ import yaml
 from tests.bench.host import BenchError, Server, answers, free_port, get, move, process_tree, until
 from tests.bench.load import KEY
 from tests.bench.workshop import Target, Workshop
+from tests.lab.compiled import NotCompiled, compiled_folder
 
 ROOT: Final = Path(__file__).parents[2]
 START_DEADLINE_S = 30.0
@@ -29,10 +30,19 @@ EMPTY_GGUF = struct.pack("<4sIQQ", b"GGUF", 3, 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One installation of RoleMesh: `programs` is the folder with its commands."""
+    """One installation of RoleMesh: `programs` is the folder with its commands.
+
+    `packages`, if it is named, is a folder whose rolemesh they run instead of their own.
+    """
 
     name: str
     programs: Path
+    packages: Path | None = None
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What its programs need to be told."""
+        return {"PYTHONPATH": str(self.packages)} if self.packages else {}
 
     def target(self, name: str) -> str:
         """Return the name of a target as installed here."""
@@ -40,6 +50,15 @@ class Column:
 
 
 NEWEST: Final = Column("newest", Path(sys.executable).parent)
+
+
+def compiled() -> Column:
+    """Return the installation whose hot path is compiled; raises BenchError when it cannot be had."""
+    try:
+        packages = compiled_folder()
+    except NotCompiled as err:
+        raise BenchError(str(err)) from err
+    return Column("compiled", NEWEST.programs, packages)
 
 
 def is_debian12() -> bool:
@@ -88,6 +107,7 @@ class Daemons:
             environment={
                 "ROLEMESH_UNIT_CONTROL": "child",
                 "ROLEMESH_RUNTIME_DIRECTORY": str(folder / "run"),
+                **self.column.environment,
                 **(environment or {}),
             },
             journal=self._workshop.journal.there,

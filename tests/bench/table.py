@@ -6,7 +6,11 @@ from statistics import median
 from tests.bench.goals import ROWS, Outcome, Row
 from tests.bench.samples import Samples
 
-NAMES = {"newest": "newest dependencies", "debian12": "Debian 12"}
+NAMES = {
+    "compiled": "newest, compiled",
+    "newest": "newest dependencies",
+    "debian12": "Debian 12",
+}
 
 
 def render(samples: Samples) -> str:

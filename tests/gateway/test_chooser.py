@@ -20,10 +20,9 @@ from rolemesh.gateway.chooser import Chooser
 from rolemesh.gateway.routing_table import Candidate, Target
 from rolemesh.gateway.selection import Load, waited_for
 from rolemesh.gateway.trip import Trip
-from rolemesh.relay.edit import RequestBody
-from rolemesh.relay.paths import INFERENCE_PATHS
 from rolemesh.runtime.keys import ANYONE
 from tests.gateway.builders import candidate, target
+from tests.gateway.trips import trip_alone
 from tests.lab.virtual_time import run_in_virtual_time
 
 SYSTEM_BYTES, TURN_BYTES = 2000, 120
@@ -160,13 +159,8 @@ async def gateway(scene: Scene) -> Figures:
 
 
 def new_trip(messages: list[dict[str, str]]) -> Trip:
-    trip, now = Trip(), asyncio.get_running_loop().time()
-    body = {"model": "coder", "stream": True, "messages": messages}
-    trip.body = RequestBody.parse(json.dumps(body).encode())
-    trip.path = INFERENCE_PATHS["/v1/chat/completions"]
-    trip.claim = Claim(target().alias, ANYONE, 1, 1, now)
-    trip.alias = target().alias
-    return trip
+    body = json.dumps({"model": "coder", "stream": True, "messages": messages}).encode()
+    return trip_alone("/v1/chat/completions", body, {}, asyncio.get_running_loop().time())
 
 
 async def admit(admission: Admission, chooser: Chooser, trip: Trip, offered: Target) -> Candidate:

@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from rolemesh.config.settings import Timeouts
-from rolemesh.gateway.admission import Claim
 from rolemesh.gateway.routing_table import Candidate, Upstream
 from rolemesh.gateway.trip import (
     Trip,
@@ -15,26 +14,17 @@ from rolemesh.gateway.trip import (
     reply_fields,
     reply_lines,
 )
-from rolemesh.names import Alias, InstanceName, RequestId
-from rolemesh.relay.client import InboundRequest
-from rolemesh.relay.edit import RequestBody
-from rolemesh.relay.paths import INFERENCE_PATHS
+from rolemesh.names import Alias, InstanceName
 from rolemesh.relay.replies import Reply
-from rolemesh.runtime.keys import ANYONE
 from tests.gateway.builders import ADDRESS, candidate, target
+from tests.gateway.trips import trip_alone
 
 CHAT = "/v1/chat/completions"
 
 
 def trip(**fields: str) -> Trip:
     """Return a request for coder."""
-    body = b'{"model": "coder"}'
-    made = Trip()
-    made.alias = Alias("coder")
-    made.request = InboundRequest(CHAT, fields, body, "127.0.0.1", RequestId("id-1"), 0.0)
-    made.body = RequestBody.parse(body)
-    made.path = INFERENCE_PATHS[CHAT]
-    made.claim = Claim(Alias("coder"), ANYONE, 1, 1, 0.0)
+    made = trip_alone(CHAT, b'{"model": "coder"}', fields, 0.0)
     made.attempts = 2
     made.queue_s = 0.0304
     return made
