@@ -1,16 +1,20 @@
 #!/bin/bash
-# build.sh [DIRECTORY]: Debian packages of this checkout, as it is now, in dist/ or DIRECTORY.
+# build.sh [deb|rpm|all] [DIRECTORY]: packages of this checkout, as it is now, in dist/ or DIRECTORY.
 #
-# What the build needs is looked at first; root gets it installed, anybody else is told the line
-# that installs it (exit status 77).
+# Without a kind: Debian packages, binary and source, and a bill of materials (CycloneDX). What the
+# build needs is looked at first; root gets it installed, anybody else is told the line that
+# installs it (exit status 77).
 set -euo pipefail
+kind=deb
+case ${1:-} in deb | rpm | all)
+    kind=$1
+    shift
+    ;;
+esac
 result=$(realpath -m "${1:-$(dirname "$0")/../dist}")
 cd "$(dirname "$0")/.."
 # A Python of the user's own must not come before the distribution's.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
-
-# What packages are made of. Named, so that nothing else that lies about gets in.
-TREE=(CHANGELOG.md LICENSE README.md pyproject.toml docs etc packaging rolemesh systemd)
 
 build_dependencies_are_there() {
     dpkg-checkbuilddeps packaging/debian/control
@@ -22,7 +26,7 @@ install_build_dependencies() {
         exit 77
     fi
     # The directory below packaging/ has the name that apt looks for.
-    local install="apt-get install --no-install-recommends -y dpkg-dev"
+    local install="apt-get install --no-install-recommends -y dpkg-dev python3"
     local build_dep="apt-get build-dep --no-install-recommends -y ./packaging"
     if [ "$(id -u)" != 0 ]; then
         echo "This line installs what the build needs:" >&2
@@ -35,22 +39,27 @@ install_build_dependencies() {
     $build_dep
 }
 
-export_tree() {     # export_tree DIRECTORY
-    mkdir "$1"
-    tar --create --exclude=__pycache__ "${TREE[@]}" | tar --extract --directory="$1"
-    cp -r "$1/packaging/debian" "$1/debian"
+build_debs() {      # build_debs WORK_DIRECTORY: leaves the packages in it
+    local tree=$1/rolemesh-$VERSION
+    export_tree "$tree"
+    pack_tree "rolemesh-$VERSION" | gzip --no-name -9 >"$1/rolemesh_$VERSION.orig.tar.gz"
+    cp -a "$tree/packaging/debian" "$tree/debian"
+    python3 packaging/changelog.py debian >"$tree/debian/changelog"
+    (cd "$tree" && dpkg-buildpackage --build=full --no-sign)
 }
 
-build() {       # build WORK_DIRECTORY: leaves the packages in it
-    export_tree "$1/rolemesh"
-    (cd "$1/rolemesh" && dpkg-buildpackage --build=binary --no-sign)
-}
-
-build_dependencies_are_there 2>/dev/null || install_build_dependencies
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-build "$work"
-mkdir -p "$result"
-rm -f "$result"/rolemesh*.{deb,changes,buildinfo}
-cp "$work"/*.deb "$work"/*.changes "$work"/*.buildinfo "$result/"
-ls -l "$result"/*.deb
+if [ "$kind" != rpm ]; then
+    build_dependencies_are_there 2>/dev/null || install_build_dependencies
+    . packaging/tree.sh
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    build_debs "$work"
+    mkdir -p "$result"
+    rm -f "$result"/rolemesh*.{deb,dsc,changes,buildinfo,cdx.json} "$result"/rolemesh*.{orig,debian}.tar.*
+    cp "$work"/rolemesh_* "$work"/rolemesh-*.deb "$result/"
+    python3 packaging/sbom.py "$VERSION" >"$result/rolemesh-$VERSION.cdx.json"
+    ls -l "$result"/*.deb
+fi
+if [ "$kind" != deb ]; then
+    packaging/build-rpm.sh "$result"
+fi

@@ -18,6 +18,10 @@ put() { # put DIRECTORY FILE...
 }
 
 put "$UNITDIR" systemd/*.service systemd/*.target systemd/*.slice
+# systemd has no drop-ins for all instances whose names begin alike.
+for number in 0 1 2 3 4 5 6 7; do
+	put "$UNITDIR/rolemesh-llama@cpu$number.service.d" systemd/rolemesh-llama@cpuN.service.d/*.conf
+done
 put /usr/lib/sysusers.d systemd/sysusers.d/*.conf
 put /usr/lib/tmpfiles.d systemd/tmpfiles.d/*.conf
 put /usr/share/polkit-1/rules.d systemd/polkit/*.rules

@@ -12,14 +12,16 @@ from typing import Any
 
 import pytest
 
-from tests.lab import leftovers, notify, nvml, processes
+from tests.lab import leftovers, notify, nvml, processes, tool_root
 from tests.lab.certificates import Authority
 from tests.lab.clients import Clients, NoClients
 from tests.lab.clients import clients as find_clients
+from tests.lab.host_root import NoRoot
 from tests.lab.llama_server import NoLlamaServer
 from tests.lab.llama_server import llama_server as find_llama_server
 from tests.lab.models import TinyModel
 from tests.lab.models import make_model as make_tiny_model
+from tests.lab.rpms import make_rpms
 
 LLAMA_TIMEOUT_S = 180  # of a test with a real llama-server, which shares its cores with others
 CLIENTS_TIMEOUT_S = 600  # of a test with the clients of others: the first one installs them
@@ -72,6 +74,19 @@ def clients() -> Clients:
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     """Return a certificate authority of this run; authority.sign() makes certificates."""
     return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="session")
+def rpms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with rpms of the checkout and what belongs to them, see make_rpms."""
+    if reason := tool_root.obstacle():
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("rpms")
+    try:
+        make_rpms(folder)
+    except NoRoot as err:
+        pytest.skip(str(err))
+    return folder
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.lab.cache import cache_folder, locked
@@ -17,6 +18,7 @@ from tests.lab.llama_server import debian_repository
 
 DEFAULT_SUITE = "trixie"
 PACKAGES = (
+    "curl",
     "dbus",
     "iproute2",
     "polkitd",
@@ -29,6 +31,7 @@ PACKAGES = (
     "python3-sdnotify",
     "python3-systemd",
     "python3-uvloop",
+    "python3-venv",  # for packaging/install-venv.sh
     "python3-yaml",
     "systemd-sysv",
 )
@@ -37,10 +40,12 @@ MASKED_UNITS = (
     "apt-daily-upgrade.timer",
     "apt-daily.timer",
     "console-getty.service",
+    "dev-hugepages.mount",
     "dpkg-db-backup.timer",
     "e2scrub_all.timer",
     "fstrim.timer",
     "getty.target",
+    "sys-fs-fuse-connections.mount",
     "systemd-logind.service",
     "systemd-networkd.service",
     "systemd-resolved.service",
@@ -76,10 +81,22 @@ def cached_archive(suite: str) -> Path:
     return archive
 
 
+def week() -> str:
+    """Return the name of this week: what is made from an archive is made anew in each."""
+    year, number, _ = dt.datetime.now(dt.UTC).isocalendar()
+    return f"{year}-w{number:02}"
+
+
+def bootstrap(suite: str, packages: Sequence[str], target: Path) -> None:
+    """Make a Debian with these packages: a folder, or a tar where the target ends in .tar."""
+    options = ["--quiet", "--variant=apt", f"--include={','.join(packages)}"]
+    valid = '--aptopt=Acquire::Check-Valid-Until "false"'
+    _run(["mmdebstrap", *options, valid, suite, target, debian_repository()])
+
+
 def _key() -> str:
-    year, week, _ = dt.datetime.now(dt.UTC).isocalendar()
     packages = hashlib.sha256(" ".join(PACKAGES).encode()).hexdigest()[:8]
-    return f"{year}-w{week:02}-{packages}"
+    return f"{week()}-{packages}"
 
 
 def _build(archive: Path, suite: str) -> None:
@@ -88,9 +105,7 @@ def _build(archive: Path, suite: str) -> None:
     with tempfile.TemporaryDirectory(prefix="rolemesh-root-", dir="/tmp") as folder:
         Path(folder).chmod(0o755)
         part = Path(folder, "root.tar")
-        options = ["--quiet", "--variant=apt", f"--include={','.join(PACKAGES)}"]
-        valid = '--aptopt=Acquire::Check-Valid-Until "false"'
-        _run(["mmdebstrap", *options, valid, suite, part, debian_repository()])
+        bootstrap(suite, PACKAGES, part)
         compressed = archive.with_suffix(".part")
         _run(["zstd", "--quiet", "--force", "-3", "-T0", part, "-o", compressed])
         compressed.rename(archive)

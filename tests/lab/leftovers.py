@@ -66,8 +66,15 @@ class ProcessCheck:
 
 def _children() -> set[int]:
     """Return the living children of this process."""
-    pids = " ".join(path.read_text() for path in Path("/proc/self/task").glob("*/children"))
-    return {int(pid) for pid in pids.split() if is_running(int(pid))}
+    pids = (pid for thread in Path("/proc/self/task").iterdir() for pid in _children_of(thread))
+    return {pid for pid in pids if is_running(pid)}
+
+
+def _children_of(thread: Path) -> list[int]:
+    try:
+        return list(map(int, (thread / "children").read_text().split()))
+    except OSError:  # it has ended meanwhile
+        return []
 
 
 def _children_faults() -> int:

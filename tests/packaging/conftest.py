@@ -47,11 +47,12 @@ def bootable(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def build_packages(folder: Path) -> Mapping[str, Path]:
+def build_packages(
+    folder: Path, *, checkout: Path = ROOT, umask: int = 0o022
+) -> Mapping[str, Path]:
     """Build into `folder`; returns name -> package. Skips the test where that is impossible."""
-    done = subprocess.run(
-        [ROOT / "packaging" / "build.sh", folder], capture_output=True, text=True, check=False
-    )
+    command: list[str | Path] = [checkout / "packaging" / "build.sh", "deb", folder]
+    done = subprocess.run(command, capture_output=True, text=True, umask=umask, check=False)
     if done.returncode == PREREQUISITES_MISSING:
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stdout + done.stderr

@@ -11,10 +11,12 @@ import pytest
 
 from tests.lab.cache import cache_folder, locked
 from tests.lab.gpu_memory import gpu_memory
+from tests.lab.history import NoHistory
 from tests.lab.host import CLEAN_ENVIRONMENT, Host
 from tests.lab.host_root import unpack_root
 from tests.lab.hosts import Lab, hosts_lab, obstacle
 from tests.lab.llama_server import NoLlamaServer, llama_server_seen_at
+from tests.system.earlier import earlier_packages
 from tests.system.gpu_hosts import RELEASE_S, BootGpuHost, GpuHost, show_gpus
 from tests.system.mesh import GPU_FOLDER, LLAMA_FOLDER, MODELS_FOLDER, Mesh, start_mesh
 
@@ -22,6 +24,7 @@ TIMEOUT_S = 180  # of a test; the first one also makes what all use
 FIRST_TIMEOUT_S = 900
 REPOSITORY = Path(__file__).parents[2]
 PACKAGES_VARIABLE = "ROLEMESH_TEST_PACKAGES"
+EARLIER_VARIABLE = "ROLEMESH_TEST_EARLIER_PACKAGES"
 
 Layers = tuple[Path, ...]
 InstalledRoot = Callable[[str], Layers]
@@ -96,6 +99,17 @@ def packages(_permitted: None, tmp_path_factory: pytest.TempPathFactory) -> Path
         for package in (REPOSITORY / "dist").glob("*.deb"):
             shutil.copy2(package, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def earlier(_permitted: None) -> Path:
+    """Return a folder with the .debs of an earlier version; what needs it is skipped without one."""
+    if named := os.environ.get(EARLIER_VARIABLE):
+        return Path(named).absolute()
+    try:
+        return earlier_packages()
+    except NoHistory as err:
+        pytest.skip(str(err))
 
 
 @pytest.fixture(scope="session")

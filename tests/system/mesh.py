@@ -174,7 +174,7 @@ def drop_in(host: Host, program: str, name: str, tree: Mapping[str, Any] | str) 
     path = f"/etc/rolemesh/{program}.d/{name}"
     content = tree if isinstance(tree, str) else yaml.safe_dump(dict(tree), sort_keys=False)
     host.put(path, content, mode=0o640)
-    group = {"gateway": "_rolemesh-gateway", "node": "_rolemesh-llama"}[program]
+    group = "_rolemesh-gateway" if program == "gateway" else "_rolemesh-llama"
     host.run("chgrp", group, path)
     return path
 
