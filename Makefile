@@ -48,5 +48,5 @@ clean:  ## Remove what was made here (downloads and models in the user's cache s
 	rm -rf $(VENV) .venv.lock build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find rolemesh tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/.has-%: pyproject.toml
+$(VENV)/.has-%: pyproject.toml rolemesh/__init__.py
 	@tests/lab/prepare.sh $*

@@ -128,7 +128,7 @@ install_project() {
 
 exec 9>.venv.lock       # two makes at once: the second waits, then finds the work done
 flock 9
-if [ "$venv/.has-$level" -nt pyproject.toml ]; then
+if [ "$venv/.has-$level" -nt pyproject.toml ] && [ "$venv/.has-$level" -nt rolemesh/__init__.py ]; then
     exit 0
 fi
 check_python_is_there
