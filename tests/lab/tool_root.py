@@ -56,6 +56,7 @@ PACKAGES = (
     "python3-jeepney",
     "python3-jsonschema",
     "python3-pip",
+    "python3-sdnotify",
     "python3-setuptools",
     "python3-systemd",
     "python3-yaml",

@@ -17,6 +17,9 @@ PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 PLATFORMS = ("manylinux_2_28", "manylinux_2_17", "manylinux2014", "manylinux_2_5", "manylinux1")
 TIMEOUT_S = 300
 
+SOURCES_ONLY = ("sdnotify",)
+"""What the index has no wheels of; plain Python."""
+
 
 class NoWheels(Exception):
     """They could not be downloaded; the text has the reason."""
@@ -54,8 +57,13 @@ def requirements() -> list[str]:
 def _download(needed: list[str], python_version: str, folder: Path) -> None:
     platforms = [f"--platform={each}_{platform.machine()}" for each in PLATFORMS]
     for_it = ("--implementation=cp", f"--python-version={python_version}", *platforms)
-    pip = (sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:")
+    pip = (sys.executable, "-m", "pip")
+    download = (*pip, "download", "--quiet", "--only-binary=:all:", f"--find-links={folder}")
     try:
-        run_step([*pip, *for_it, f"--dest={folder}", *needed], timeout_s=TIMEOUT_S)
+        run_step(
+            [*pip, "wheel", "--quiet", "--no-deps", f"--wheel-dir={folder}", *SOURCES_ONLY],
+            timeout_s=TIMEOUT_S,
+        )
+        run_step([*download, *for_it, f"--dest={folder}", *needed], timeout_s=TIMEOUT_S)
     except StepFailed as err:
         raise NoWheels(str(err)) from err
