@@ -536,6 +536,8 @@ int main(int argc, char **argv) {
   int port = 0;
   // It has no devices to name.
   if (argc > 1 && !strcmp(argv[argc - 1], "--list-devices")) return 0;
+  /* What it is asked once about itself: it knows no options, and says so. */
+  if (argc == 2 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "--version"))) return 1;
   for (int i = 1; i + 1 < argc; i++) {
     size_t length = strlen(argv[i + 1]);
     if (!strcmp(argv[i], "--port")) port = atoi(argv[i + 1]);
