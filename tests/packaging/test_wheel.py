@@ -80,7 +80,7 @@ def test_compiled_daemons_pass_the_tests_of_the_sources(compiled: Path, tmp_path
     for name in ("pyproject.toml", "README.md", "CHANGELOG.md"):
         shutil.copy(ROOT / name, tmp_path)
     ignored = [f"--ignore={name}" for name in OF_SOURCES_ONLY]
-    arguments = ["-q", "-n", "2", "-m", "not llama", "-p", "no:cacheprovider", *TESTS]
+    arguments = ["-q", "-m", "not llama", "-p", "no:cacheprovider", *TESTS]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *arguments, *ignored],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
